@@ -1,0 +1,1 @@
+"""Corpora: fetching and checking them, speech recorded and made, features, batches. Only `batches` needs torch."""
