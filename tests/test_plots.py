@@ -48,7 +48,7 @@ def test_paper_is_last_and_tagged():
 
 def test_missing_intervals_are_not_drawn():
     """One seed has no interval: a line without shade, a point without bar; a bound off by rounding is no error."""
-    figure, ax = plots.new_figure()
+    _, ax = plots.new_figure()
     nan = np.full(2, np.nan)
     plots.band(ax, [1, 2], [1.0, 2.0], nan, nan, "one seed")
     assert not ax.collections

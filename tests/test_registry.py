@@ -183,7 +183,7 @@ def test_remains_of_a_killed_fetch_are_swept(place):
 
 
 def test_locate_tells_what_to_do_and_uses_the_mirror_variable(place, monkeypatch):
-    with pytest.raises(ReproError, match="corpus 'toy' is absent in .*/cache/toy: .*make data FROM=<folder>"):
+    with pytest.raises(ReproError, match=r"corpus 'toy' is absent in .*/cache/toy: .*make data FROM=<folder>"):
         registry.locate("toy", place / "cache", place / "registry.toml")
     monkeypatch.setenv(registry.MIRROR, str(place / "mirror"))
     assert (registry.locate("toy", place / "cache", place / "registry.toml") / "wav/a.raw").exists()

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import numpy
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from repro.engine import Outcome, Trial, seed_for
@@ -55,11 +55,13 @@ class Sparse(Trial):
 
 
 def test_golden_keys():
-    """None of these may change, whatever is done to the code: every record anybody has is found by its key. You keep them by adding
-    only fields that have defaults, and by raising `code_version` only when results really change."""
+    """None of these may change, whatever is done to the code: every record anybody has is found by its key. You keep them by
+    adding only fields that have defaults, and by raising `code_version` only when results really change."""
     keys = {
         Dense(width=704): "1b68589cb78a804631a389160ac7d9599a4ddde1f39c0f5a76ce0e4d29773996",
-        Dense(width=704, rate=1e-4, layers=(1, 2, 3), name="größe"): "774f8eb0b14ebf872d09a3bef1b5810c4dde6d10f9153c7b8139789dcacff6b8",
+        Dense(
+            width=704, rate=1e-4, layers=(1, 2, 3), name="größe"
+        ): "774f8eb0b14ebf872d09a3bef1b5810c4dde6d10f9153c7b8139789dcacff6b8",
         Dense(width=704, pruning=Ramp(phi=2.0)): "4f0c92aa98942186a509a6730fa96663509ac66931279e4a6c5cb8e98c9ab1a8",
         Sparse(dense=Dense(width=2560), seed=1): "f5e546ddc51f7763f2457a3a1a365489153aba288356e21ac03b73101957f944",
     }
@@ -145,6 +147,7 @@ def _with_types(value):
     return (isinstance(value, bool), value)
 
 
+@settings(deadline=None)
 @given(values, values)
 def test_keys_are_equal_exactly_when_trials_are(left, right):
     """No collision between values of different shape, no two keys for one value (0, 0.0 and -0.0 are one)."""
@@ -175,7 +178,9 @@ def test_golden_seed():
 
 def test_outcomes_hold_plain_values():
     """NumPy values become Python's; what JSON cannot hold, or columns of unequal length, are refused by name."""
-    outcome = Outcome({"loss": numpy.float32(0.5), "n": numpy.int64(3)}, {"loss": {"step": numpy.arange(2), "value": [1.0, 2.0]}})
+    outcome = Outcome(
+        {"loss": numpy.float32(0.5), "n": numpy.int64(3)}, {"loss": {"step": numpy.arange(2), "value": [1.0, 2.0]}}
+    )
     assert outcome.metrics == {"loss": 0.5, "n": 3} and type(outcome.metrics["n"]) is int
     assert outcome.curves["loss"]["step"] == [0, 1]
     with pytest.raises(ReproError, match="metric 'model' is a object"):

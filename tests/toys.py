@@ -65,6 +65,7 @@ class Walk(Trial):
         return self.steps * self.pause
 
     def run(self, context, *needed):
+        log("walkers", os.getpid())
         generator, path = random.Random(self.seed), []
         if context.checkpoint.exists():
             state, path = json.loads(context.checkpoint.read_text())
@@ -95,8 +96,8 @@ class Sum(Trial):
 
 @dataclass(frozen=True, kw_only=True)
 class Faulty(Trial):
-    """Fails as told: "user" (a ReproError), "bug" (unexpected), "exit", "nothing" (no outcome), "killed" (by the system, always),
-    "killed once"."""
+    """Fails as told: "user" (a ReproError), "bug" (unexpected), "exit", "nothing" (no outcome), "killed" (by the system, at
+    every attempt), "killed once"."""
 
     study: ClassVar[str] = "toys"
     kind: ClassVar[str] = "faulty"
@@ -150,7 +151,7 @@ class Clock(Trial):
 
     def run(self, context, *needed):
         begin = time.time()
-        time.sleep(0.2)
+        time.sleep(0.4)
         return Outcome({"begin": begin, "end": time.time(), "threads": context.threads, "pid": os.getpid()})
 
 
@@ -176,7 +177,7 @@ def coordinate(root: str, what: str) -> None:
     trials = {
         "mixed": [*(Toy(value=i, sleep=0.1) for i in range(6)), Walk(steps=25, seed=1)],
         "toys": [Toy(value=i, sleep=0.15) for i in range(8)],
-        "clocks": [Clock(number=i) for i in range(3)],
+        "clocks": [Clock(number=i) for i in range(4)],
         "endless": [Toy(value=0), Walk(steps=10_000)],
     }[what]
     try:

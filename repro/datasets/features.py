@@ -10,6 +10,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 from scipy import fft, signal
 
 from repro.datasets.registry import cache_folder
@@ -17,7 +18,7 @@ from repro.datasets.speech import SPLITS, SpeechCorpus, corpus_identity, load_co
 from repro.errors import ReproError
 from repro.files import write_atomically
 
-CODE_VERSION = 1  # raise it when a feature's value changes: old caches are then computed anew
+CODE_VERSION = 2  # raise it when a feature's value changes: old caches are then computed anew
 WINDOW_SECONDS = 0.020
 STEP_SECONDS = 0.010
 # Power that 16-bit quantisation noise has in one bin, (1/32768)^2 / 12 times the window's energy (about 120 at 16 kHz):
@@ -50,9 +51,8 @@ def log_spectrogram(samples: np.ndarray, rate: int) -> np.ndarray:
     `samples` (n,) in [-1, 1] at `rate` Hz give 1 + (n - window) // step frames (at least one: zeros are added to shorter
     ones) of window // 2 + 1 bins: 161 at 16 kHz, 81 at 8 kHz; bin k is at 50 k Hz.
 
-    Each bin's mean over the utterance is taken away, which removes microphone and channel (a fixed filter adds a
-    constant to each log bin); then all is divided by one standard deviation, not one per bin, so that bins without
-    speech are not blown up to the size of the others.
+    Each bin has mean 0 and standard deviation 1 over the utterance: the mean removes microphone and channel (a fixed filter
+    adds a constant to each log bin), and Deep Speech 2's first convolution sees all bins at one scale.
     """
     window, step = round(WINDOW_SECONDS * rate), round(STEP_SECONDS * rate)
     samples = np.asarray(samples, dtype=np.float32)
@@ -60,8 +60,8 @@ def log_spectrogram(samples: np.ndarray, rate: int) -> np.ndarray:
     frames = np.lib.stride_tricks.sliding_window_view(samples, window)[::step]
     spectrum = fft.rfft(frames * signal.get_window("hann", window).astype(np.float32), axis=1)
     logs = np.log(np.square(np.abs(spectrum)) + np.float32(FLOOR))
-    logs -= logs.mean(axis=0)
-    return logs / max(float(logs.std()), 1e-3)
+    logs -= logs.mean(axis=0, dtype=np.float64).astype(np.float32)
+    return logs / np.maximum(logs.std(axis=0), np.float32(1e-3))
 
 
 def change_speed(samples: np.ndarray, speed: float) -> np.ndarray:
@@ -83,16 +83,22 @@ def load_features(corpus_name: str, cache: Path | None = None, *, speeds=(1.0,),
     identity = {"features": CODE_VERSION, "speeds": speeds, **corpus_identity(corpus_name, cache, **options)}
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     path = cache / "features" / f"{corpus_name}-{key[:16]}.npz"
-    if path.exists():
-        try:
-            return _read(path, corpus_name)
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            aside = path.with_suffix(".npz.damaged")
-            path.replace(aside)
-            warnings.warn(f"{path} is damaged ({error}); set aside as {aside.name} and computed again", stacklevel=2)
-    features = _compute(load_corpus(corpus_name, cache, **options), speeds)
-    _write(path, features)
-    return features
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):  # of several processes one computes, the others wait and read
+            if path.exists():
+                try:
+                    return _read(path, corpus_name)
+                except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+                    aside = path.with_suffix(".npz.damaged")
+                    path.replace(aside)
+                    told = f"{path} is damaged ({error}); set aside as {aside.name} and computed again"
+                    warnings.warn(told, stacklevel=2)
+            features = _compute(load_corpus(corpus_name, cache, **options), speeds)
+            _write(path, features)
+            return features
+    except OSError as error:
+        raise ReproError(f"cannot keep features in {path.parent}: {error}; free space or choose another folder") from error
 
 
 def _compute(corpus: SpeechCorpus, speeds: tuple[float, ...]) -> SpeechFeatures:

@@ -36,11 +36,11 @@ BANDWIDTHS = (80.0, 100.0, 200.0)  # Hz, of formants 1 to 3; the fourth is too n
 class Phone(NamedTuple):
     """Targets of one sound; frequencies in Hz, times in seconds, strengths relative to a vowel's source.
 
-    `start` and `end`: formants 1-3 (None: whatever the neighbours have). `closure`: silence before it, voiced with `murmur`.
+    `start` and `end`: formants 1-3 (no `end`: they stay). `closure`: time before it with the mouth shut, voiced by `murmur`.
     """
 
     seconds: float
-    start: tuple[float, float, float] | None
+    start: tuple[float, float, float]
     end: tuple[float, float, float] | None = None
     voice: float = 0.0
     breath: float = 0.0
@@ -166,25 +166,29 @@ def speak(words: list[str], speaker: Speaker, rng: np.random.Generator) -> np.nd
 
 def _tracks(words, speaker, rng):
     """One frame each HOP: formants (frames, 3) in Hz; voice, breath, hiss, the hiss' centre and width, (frames, 5)."""
-    pieces = [(rng.uniform(0.05, 0.12), 0.0, 0.0, 0.0, 2000.0, 1000.0)]  # seconds, voice, breath, hiss, centre, width
-    times, targets, now = [], [], pieces[0][0]
+
+    def piece(seconds, voice=0.0, breath=0.0, hiss=0.0, centre=2000.0, width=1000.0):
+        nonlocal now
+        pieces.append((seconds, voice, breath, hiss, centre, width))
+        now += seconds
+
+    pieces, times, targets, now = [], [], [], 0.0
+    piece(rng.uniform(0.05, 0.12))
     for word in words:
         for name in LEXICON[word]:
             phone = PHONES[name]
             if phone.closure:
-                pieces.append((phone.closure * speaker.slowness, phone.murmur, 0.0, 0.0, phone.centre, phone.width))
-                now += pieces[-1][0]
+                piece(phone.closure * speaker.slowness, phone.murmur, 0.0, 0.0, phone.centre, phone.width)
             seconds = phone.seconds * speaker.slowness * np.exp(0.12 * rng.standard_normal())
             breath = phone.breath + speaker.breath * phone.voice
             hiss = phone.hiss * np.exp(0.2 * rng.standard_normal())
-            pieces.append((seconds, phone.voice, breath, hiss, phone.centre * speaker.tract**0.5, phone.width))
             factor = speaker.tract * speaker.accent[name] * np.exp(0.02 * rng.standard_normal(3))
+            # Targets are held over the middle of the phone.
             times += [now + 0.3 * seconds, now + 0.7 * seconds]
             targets += [np.array(phone.start) * factor, np.array(phone.end or phone.start) * factor]
-            now += seconds
-        pieces.append((max(0.0, rng.uniform(-0.05, 0.12)), 0.0, 0.0, 0.0, 2000.0, 1000.0))
-        now += pieces[-1][0]
-    pieces.append((rng.uniform(0.05, 0.12), 0.0, 0.0, 0.0, 2000.0, 1000.0))
+            piece(seconds, phone.voice, breath, hiss, phone.centre * speaker.tract**0.5, phone.width)
+        piece(max(0.0, rng.uniform(-0.05, 0.12)))  # about one word in three runs into the next
+    piece(rng.uniform(0.05, 0.12))
     pieces = np.array(pieces)
     ends = np.cumsum(pieces[:, 0])
     clock = np.arange(0.0, ends[-1], HOP / RATE)

@@ -164,20 +164,26 @@ class DaskCluster(Executor):
 
     def __init__(self, client):
         self._client = client
+        self._address = client.scheduler.address
         self._executor = client.get_executor(pure=False)
 
     @property
     def slots(self) -> int:
-        """How many trials the cluster can run at once now; 1 while it has no worker, so that one trial waits for the
-        first.
+        """How many trials the cluster can run at once now; 1 while it has no worker, so that one trial waits for the first.
+
+        Raises ReproError, as `submit` does, when the scheduler is gone.
         """
+        self._require_scheduler()
         return max(1, sum(self._client.nthreads().values()))
 
     def submit(self, fn, /, *args, **kwargs) -> Future:
-        """Send the call to the cluster. Raises ReproError when its scheduler is gone."""
-        if self._client.status != "running":
-            raise ReproError(f"the Dask scheduler at {self._client.scheduler.address} is gone: start it and run again")
+        """Send the call to the cluster."""
+        self._require_scheduler()
         return self._executor.submit(fn, *args, **kwargs)
+
+    def _require_scheduler(self) -> None:
+        if self._client.status != "running":
+            raise ReproError(f"the Dask scheduler at {self._address} is gone: start it and run again")
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Leave the cluster (it goes on without us)."""

@@ -48,25 +48,31 @@ def run_trials(
     if jobs < 1:
         raise ReproError(f"jobs is {jobs}: give the number of trials to run at once, 1 or more")
     work_plan = plan(trials, store)
-    if work_plan.missing:
-        own = local_executor(jobs, 1 if jobs > 1 else available_cores()) if executor is None else None
-        run = _Run(work_plan, store, own or executor, jobs, progress)
-        try:
-            run.to_the_end()
-        except BaseException as error:
-            run.abandon()
-            if own:
-                own.stop()
-            if isinstance(error, KeyboardInterrupt):
-                raise KeyboardInterrupt(run.interrupted()) from None
-            raise
-        finally:
-            run.release()
+    missing = work_plan.missing
+    if not missing:
+        return {key: work_plan.records[key] for key in work_plan.asked}
+    if store.read_only:
+        raise ReproError(
+            f"{len(missing)} trials have no record in {store.root}, which is opened read-only, the first of them "
+            f"{missing[0].trial.label()}: run them in another store"
+        )
+    own = local_executor(jobs, 1 if jobs > 1 else available_cores()) if executor is None else None
+    run = _Run(work_plan, store, own or executor, jobs, progress)
+    try:
+        run.to_the_end()
+    except BaseException as error:
+        run.abandon()
         if own:
-            own.shutdown()
-        run.raise_failures()
-        return {key: run.records[key] for key in work_plan.asked}
-    return {key: work_plan.records[key] for key in work_plan.asked}
+            own.stop()
+        if isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt(run.interrupted()) from None
+        raise
+    finally:
+        run.release()
+    if own:
+        own.shutdown()
+    run.raise_failures()
+    return {key: run.records[key] for key in work_plan.asked}
 
 
 class _Run:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from repro.engine.trial import Outcome, Trial, canonical, digest
+from repro.engine.trial import Outcome, Trial, digest
 from repro.errors import ReproError
 from repro.files import write_atomically
 
@@ -93,7 +93,8 @@ class Store:
             "provenance": provenance,
         }
         body["checksum"] = digest(body)
-        lines = ",\n".join(f"{json.dumps(name)}: {canonical(value)}" for name, value in body.items())
+        # The order of metrics is the trial's own: a frame of fresh records and one of old records have the same columns.
+        lines = ",\n".join(f'"{name}": {json.dumps(value, allow_nan=False)}' for name, value in body.items())
         write_atomically(self._path(trial.study, key), f"{{\n{lines}\n}}\n")
         return Record(key, trial.study, trial.kind, trial.describe(), **vars(outcome), provenance=provenance)
 

@@ -175,7 +175,7 @@ def _jsonable(value: Any, name: str, fields_of) -> Any:
         if not math.isfinite(value):
             raise ReproError(f"{name} is {value}: a trial is described by finite numbers only")
         # 0 and 0.0 are equal, so two equal trials would have two keys if the hashed text kept the difference.
-        return int(value) if fields_of is _changed and value.is_integer() and abs(value) < 2**53 else float(value)
+        return int(value) if fields_of is _changed and value.is_integer() else float(value)
     if isinstance(value, tuple):
         return [_jsonable(item, f"{name}[{i}]", fields_of) for i, item in enumerate(value)]
     if isinstance(value, Trial):

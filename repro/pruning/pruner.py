@@ -14,6 +14,7 @@ from repro.pruning.schedules import Schedule
 from repro.pruning.weights import prunable_weights
 
 GROUPINGS = ("type", "layer", "all")
+REGROWTHS = ("update", "listing", "copy")
 
 
 class GradualPruner:
@@ -21,11 +22,15 @@ class GradualPruner:
 
     `schedule`: one schedule, or one per role ("recurrent", "input", "output"); roles left out stay dense. `grouping`: which weights
     share a threshold: "type" (one per role, the paper), "layer" (one per matrix) or "all" (one, hard pruning). `skip`: parameters or
-    modules to leave dense. `regrow`: the prose lets a pruned weight return when the update of one step lifts it to the threshold, so
-    magnitudes are taken before masking; False follows the listing, which masks first, so that a zero stays zero.
+    modules to leave dense.
+
+    `regrowth`: how a pruned weight may return. "update", the prose: the update of one step may lift it from zero to the threshold, so
+    magnitudes are taken before masking. "listing": Algorithm 1 masks the stored weight before it recomputes the mask, so a zero
+    stays zero. "copy": an unmasked copy goes on collecting the updates and decides (where re-added weights start from is not
+    said in the paper; here, from the copy).
 
     Masks multiply the weights in place: fused recurrent kernels stay in use, gradients stay dense. `state_dict` holds
-    iteration and masks; build the pruner after moving the model to its device.
+    iteration, masks and copies; build the pruner after moving the model to its device.
     """
 
     def __init__(
@@ -35,9 +40,10 @@ class GradualPruner:
         *,
         grouping: str = "type",
         skip: tuple[str, ...] = (),
-        regrow: bool = True,
+        regrowth: str = "update",
     ):
         one_of("grouping", grouping, GROUPINGS)
+        one_of("regrowth", regrowth, REGROWTHS)
         weights = prunable_weights(model, skip)
         if isinstance(schedule, dict):
             if grouping == "all":
@@ -48,12 +54,11 @@ class GradualPruner:
         if not weights:
             raise ReproError("nothing to prune: the model has no nn.RNN/GRU/LSTM/Linear weights left after skip")
         self.iteration = 0
-        self.regrow = regrow
+        self.regrowth = regrowth
         self.weights = {name: parameter for name, (_, parameter) in weights.items()}
         self.masks = {name: torch.ones_like(w, dtype=torch.bool) for name, w in self.weights.items()}
-        self._multipliers: dict[
-            str, Tensor
-        ] = {}  # masks in the weights' dtype, once there is a zero: cheaper than bool
+        self._multipliers: dict[str, Tensor] = {}  # masks in the weights' dtype, from the first refresh on
+        self._hidden: dict[str, Tensor] = {}  # "copy": what the copy holds where the mask is zero
         self._groups: dict[str, tuple[Schedule, list[str]]] = {}
         for name, (role, _) in weights.items():
             group = {"type": role, "layer": name, "all": "all"}[grouping]
@@ -67,11 +72,18 @@ class GradualPruner:
         """Call once after each optimizer step: refreshes masks that are due, zeroes the pruned weights."""
         for group, (schedule, names) in self._groups.items():
             if schedule.due(self.iteration):
-                if not self.regrow:
-                    self._apply(names)
+                self._before_refresh(names)
                 self._refresh(group, schedule, names)
-        self._apply(self._multipliers)
+        self._zero(self._multipliers)
         self.iteration += 1
+
+    def _before_refresh(self, names: list[str]) -> None:
+        """Bring the weights into the state whose magnitudes decide."""
+        if self.regrowth == "listing":
+            self._zero(names)
+        for name in names:
+            if name in self._hidden:
+                self.weights[name].add_(self._hidden.pop(name))
 
     def _refresh(self, group: str, schedule: Schedule, names: list[str]) -> None:
         magnitudes = torch.cat([self.weights[name].abs().flatten() for name in names])
@@ -87,10 +99,15 @@ class GradualPruner:
         self.masks[name] = mask
         self._multipliers[name] = mask.to(self.weights[name].dtype)
 
-    def _apply(self, names) -> None:
+    def _zero(self, names) -> None:
         for name in names:
-            if name in self._multipliers:
-                self.weights[name].mul_(self._multipliers[name])
+            if (mask := self._multipliers.get(name)) is None:
+                continue
+            weight = self.weights[name]
+            if self.regrowth == "copy":
+                lost = weight * (1 - mask)
+                self._hidden[name] = lost + self._hidden[name] if name in self._hidden else lost
+            weight.mul_(mask)
 
     def threshold_of(self, name: str) -> float:
         """Epsilon at the last refresh of this matrix; 0 before the first."""
@@ -101,18 +118,32 @@ class GradualPruner:
         return {name: 1 - mask.count_nonzero().item() / mask.numel() for name, mask in self.masks.items()}
 
     def state_dict(self) -> dict:
-        return {"iteration": self.iteration, "masks": dict(self.masks), "thresholds": dict(self.thresholds)}
+        return {
+            "iteration": self.iteration,
+            "masks": dict(self.masks),
+            "thresholds": dict(self.thresholds),
+            "hidden": dict(self._hidden),
+        }
 
     def load_state_dict(self, state: dict) -> None:
         """Raises ReproError when the masks belong to another model."""
         if state["masks"].keys() != self.masks.keys():
             raise ReproError(f"masks are of {', '.join(state['masks'])}, this model prunes {', '.join(self.masks)}")
+        for name, mask in state["masks"].items():
+            if mask.shape != self.masks[name].shape:
+                theirs, ours = tuple(mask.shape), tuple(self.masks[name].shape)
+                raise ReproError(f"the mask of {name} has shape {theirs}, this model's has {ours}: it is of another model")
         self.iteration = state["iteration"]
         self.thresholds = dict(state["thresholds"])
+        self._multipliers = {}
         for name, mask in state["masks"].items():
-            self._set_mask(name, mask.to(self.weights[name].device))
+            self.masks[name] = mask.to(self.weights[name].device)
+            if not mask.all():
+                self._set_mask(name, self.masks[name])
+        self._hidden = {name: hidden.to(self.weights[name].device) for name, hidden in state["hidden"].items()}
         with torch.no_grad():
-            self._apply(self._multipliers)
+            for name, mask in self._multipliers.items():
+                self.weights[name].mul_(mask)
 
 
 class PrintedSignPruner(GradualPruner):

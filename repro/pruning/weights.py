@@ -28,7 +28,8 @@ def prunable_weights(model: nn.Module, skip: tuple[str, ...] = ()) -> dict[str, 
     for path, module in model.named_modules():
         for name, parameter in module.named_parameters(prefix=path, recurse=False):
             role = _role(module, name.rpartition(".")[2])
-            if role is not None:
+            tied = any(parameter is other for _, other in found.values())  # counted and pruned once
+            if role is not None and not tied:
                 found[name] = (role, parameter)
     for unwanted in skip:
         matching = [name for name in found if name == unwanted or name.startswith(f"{unwanted}.")]

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 ROLES = ("recurrent", "input", "output")
 OUTPUT_LAYER = "ctc"  # stays dense: it is not in the paper's list of pruned layers
 STEP_SECONDS = 0.010  # one frame of the spectrogram
+PERCENTILES = tuple(i / 100 for i in range(50, 100))  # at which a dense trial records q, by role
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +24,8 @@ class Pruning:
 
     `method`: "ramp" (the paper: q from the dense trial `dense`), "auto" (q from the weights in training, ours), "hard" (once, after
     `hard_epoch`), "cubic" (Zhu and Gupta 2017) or "printed sign" (Algorithm 1 as printed). `sparsity`: wanted share of zeros in
-    the pruned matrices, or the percentile that gives q. `freq` in iterations, `phi` in thetas; `grouping` and `regrow` as in
-    `GradualPruner`; `roles`: which matrices are pruned.
+    the pruned matrices, or the percentile that gives q. `freq` in iterations, `phi` in thetas; `grouping` and `regrowth` as
+    in `GradualPruner`; `roles`: which matrices are pruned.
     """
 
     method: str = "ramp"
@@ -32,7 +33,7 @@ class Pruning:
     freq: int = 100
     phi: float = 1.5
     grouping: str = "type"
-    regrow: bool = True
+    regrowth: str = "update"
     roles: tuple[str, ...] = ROLES
     hard_epoch: int | None = None
     dense: SpeechTrial | None = None
@@ -74,7 +75,9 @@ class SpeechTrial(Trial):
         frames = audio / STEP_SECONDS / math.prod(self.time_strides)
         bins = 41 if self.corpus == "an4" else 21
         gates, directions = (3, 1) if self.cell == "gru" else (1, 2)
-        macs = self.layers * gates * (1 + directions) * self.hidden**2 + bins * 250 * self.channels**2 + bins * 900 * self.channels
+        macs = (
+            self.layers * gates * (1 + directions) * self.hidden**2 + bins * 250 * self.channels**2 + bins * 900 * self.channels
+        )
         return self.epochs * frames * (3 * macs / 3.0e10 + 1.5e-5)
 
     def label(self) -> str:
@@ -145,16 +148,23 @@ class SpeechTrial(Trial):
             )
         except Diverged as stop:
             return Outcome({"stopped": str(stop)}, _columns(stop.history), diverged=True)
-        test = evaluate(model, batches(features.splits["test"], self.batch))
-        return self._outcome(model, history, trace, {f"test_{k}": v for k, v in test.items()}, steps)
+        test_batches = list(batches(features.splits["test"], self.batch))
+        test = {f"test_{name}": value for name, value in evaluate(model, test_batches).items()}
+        outcome = self._outcome(model, history, trace, test, steps)
+        # Rounded in place, after everything else has been counted: section 5.2 expects float16 to cost nothing.
+        half = evaluate(model.half().float(), test_batches)
+        return Outcome(outcome.metrics | {"test_cer_float16": half["cer"]}, outcome.curves)
 
     def _pruner(self, model: SpeechModel, steps: int, needed: tuple[Record, ...]) -> GradualPruner:
+        import numpy as np
+
         from repro.pruning import AutoRamp, Cubic, GradualPruner, HardPrune, PrintedSignPruner, Ramp, table1
 
         p = self.pruning
         times = table1(self.epochs, steps)
         if p.method in ("ramp", "printed sign"):
-            q = {role: needed[0].metrics[f"q_{role}"] for role in p.roles}
+            grid = needed[0].curves["quantiles"]
+            q = {role: float(np.interp(p.sparsity, grid["percentile"], grid[role])) for role in p.roles}
             schedule = {role: Ramp(q[role], **times, freq=p.freq, phi=p.phi) for role in p.roles}
         elif p.method == "auto":
             schedule = {role: AutoRamp(p.sparsity, **times, freq=p.freq, phi=p.phi) for role in p.roles}
@@ -163,7 +173,7 @@ class SpeechTrial(Trial):
         else:
             schedule = HardPrune(p.sparsity, p.hard_epoch * steps)
         kind = PrintedSignPruner if p.method == "printed sign" else GradualPruner
-        return kind(model, schedule, grouping=p.grouping, skip=(OUTPUT_LAYER,), regrow=p.regrow)
+        return kind(model, schedule, grouping=p.grouping, skip=(OUTPUT_LAYER,), regrowth=p.regrowth)
 
     def _outcome(self, model, history, trace, test, steps) -> Outcome:
         from repro.pruning import dense_quantiles, sparsity
@@ -180,10 +190,13 @@ class SpeechTrial(Trial):
             "steps_per_epoch": steps,
         }
         metrics |= {f"sparsity_{role}": share for role, share in zeros.by_role().items()}
-        if self.pruning is None:
-            metrics |= {f"q_{role}": q for role, q in dense_quantiles(model, skip=(OUTPUT_LAYER,)).items()}
         curves = _columns(history)
-        if self.pruning is not None:
+        if self.pruning is None:
+            found = [dense_quantiles(model, percentile, skip=(OUTPUT_LAYER,)) for percentile in PERCENTILES]
+            curves["quantiles"] = {"percentile": list(PERCENTILES)} | {role: [q[role] for q in found] for role in ROLES}
+        else:
+            metrics["regrown"] = trace.regrown()
+            metrics["prunable"] = sum(mask.numel() for mask in trace.pruner.masks.values())
             layers = [(name, count, nonzero) for name, (nonzero, count) in zeros.layers.items()]
             curves["layers"] = {
                 "layer": [name for name, _, _ in layers],
@@ -199,29 +212,43 @@ def _columns(history: list[dict]) -> dict[str, dict[str, list]]:
 
 
 class _Trace:
-    """What the pruner did, one row per recurrent matrix and mask refresh: Figure 2b is drawn from it."""
+    """What the pruner did: a row per recurrent matrix and refresh (Figure 2b is drawn from them), and which weights came back."""
 
     def __init__(self, pruner: GradualPruner | None):
         self.pruner = pruner
-        self.columns: dict[str, list] = {name: [] for name in ("iteration", "layer", "threshold", "pruned")}
-        self._seen: dict[str, int] = {}
+        self.columns: dict[str, list] = {name: [] for name in ("iteration", "layer", "threshold", "weights", "pruned")}
+        self._masks = dict(pruner.masks) if pruner else {}
+        self._returned: dict = {}
 
     def step(self) -> None:
+        """Call after the pruner's step; a refresh replaces the mask, which is how it is noticed."""
         for name, mask in self.pruner.masks.items():
-            if "weight_hh" in name and self._seen.get(name) != id(mask):
-                self._seen[name] = id(mask)
+            before = self._masks[name]
+            if mask is before:
+                continue
+            self._masks[name] = mask
+            back = mask & ~before
+            self._returned[name] = self._returned[name] | back if name in self._returned else back
+            if "weight_hh" in name:
+                weights = mask.numel()
                 row = (
-                    self.pruner.iteration,
+                    self.pruner.iteration - 1,
                     name,
                     self.pruner.threshold_of(name),
-                    mask.numel() - int(mask.count_nonzero()),
+                    weights,
+                    weights - int(mask.count_nonzero()),
                 )
                 for column, value in zip(self.columns.values(), row, strict=True):
                     column.append(value)
 
+    def regrown(self) -> int:
+        """Weights that were masked at one refresh and not at a later one, each counted once."""
+        return sum(int(back.count_nonzero()) for back in self._returned.values())
+
     def state_dict(self) -> dict:
-        return {"columns": self.columns}
+        return {"columns": self.columns, "returned": self._returned}
 
     def load_state_dict(self, state: dict) -> None:
-        self.columns = state["columns"]
-        self._seen = {name: id(mask) for name, mask in self.pruner.masks.items()}
+        """After the pruner's own state has been loaded."""
+        self.columns, self._returned = state["columns"], state["returned"]
+        self._masks = dict(self.pruner.masks)

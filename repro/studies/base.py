@@ -1,0 +1,198 @@
+"""What a study is made of: profiles, exhibits, quantities. A new paper brings these three and its published numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from repro.engine import Record, Store, Trial, frame
+from repro.engine.trial import canonical
+from repro.errors import ReproError, one_of
+from repro.report.statistics import bootstrap_interval
+from repro.report.verdicts import Claim, Verdict, decide, load_claims
+
+PROFILES = ("smoke", "laptop", "paper")
+
+Arms = dict[str, list[Trial]]
+
+
+@dataclass(frozen=True)
+class Results:
+    """Records of an exhibit's trials, asked for by arm: `metric("sparse 2560", "test_cer")` has one value a seed.
+
+    Replicates whose record is missing (a paper profile still being computed) are NaN, as are those that diverged.
+    """
+
+    profile: Any
+    arms: Arms
+    records: Mapping[str, Record]
+
+    def record(self, arm: str, replicate: int) -> Record | None:
+        one_of("arm", arm, self.arms)
+        return self.records.get(self.arms[arm][replicate].key())
+
+    def seeds(self, arm: str) -> list[Record]:
+        """The finished, converged records of an arm."""
+        found = [self.record(arm, i) for i in range(len(self.arms[arm]))]
+        return [record for record in found if record is not None and not record.diverged]
+
+    def has(self, *arms: str) -> bool:
+        """Whether each arm has at least one finished record."""
+        return all(arm in self.arms and self.seeds(arm) for arm in arms)
+
+    def metric(self, arm: str, name: str) -> np.ndarray:
+        """(seeds,) values of a metric; NaN where there is no record, infinity where the run diverged."""
+        values = []
+        for replicate in range(len(self.arms[arm])):
+            record = self.record(arm, replicate)
+            if record is None:
+                values.append(np.nan)
+            elif record.diverged:
+                values.append(np.inf)
+            else:
+                values.append(float(record.metrics[name]))
+        return np.array(values)
+
+    def curve(self, arm: str, name: str, column: str) -> np.ndarray:
+        """(seeds, points) of one column of a curve, of the seeds that finished."""
+        return np.array([record.curves[name][column] for record in self.seeds(arm)])
+
+    def missing(self) -> list[Trial]:
+        return [t for trials in self.arms.values() for t in trials if t.key() not in self.records]
+
+    def used(self) -> list[Record]:
+        """Records of this exhibit, each once, in the order of its arms."""
+        keys = dict.fromkeys(trial.key() for trials in self.arms.values() for trial in trials)
+        return [self.records[key] for key in keys if key in self.records]
+
+    def frame(self) -> pd.DataFrame:
+        """One row a trial: arm, spec, metrics."""
+        arm_of = {trial.key(): arm for arm, trials in self.arms.items() for trial in trials}
+        rows = frame(self.used())
+        if not rows.empty:
+            rows.insert(0, "arm", rows["key"].map(arm_of))
+        return rows
+
+
+Quantity = Callable[[Results], Any]
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """One table or figure.
+
+    `arms(profile)`: the trials, by arm; `tables(results)`: title -> frame, paper and ours side by side; `draw(results)`: the
+    figure, or None where a table says it all; `parameters`: fields of the profile that its notebook may change.
+    """
+
+    name: str
+    title: str
+    caption: str
+    arms: Callable[[Any], Arms]
+    tables: Callable[[Results], dict[str, pd.DataFrame]]
+    draw: Callable[[Results], Figure] | None = None
+    parameters: tuple[str, ...] = ("seeds",)
+
+
+@dataclass(frozen=True)
+class Study:
+    """One paper's reproduction. `quantities`: name -> function of an exhibit's results, for the claims of `<name>.toml`.
+
+    `corpus_note(profile)`: the words that say what the numbers were measured on.
+    """
+
+    name: str
+    title: str
+    citation: str
+    profiles: Mapping[str, Any]
+    exhibits: Mapping[str, Exhibit]
+    quantities: Mapping[str, Quantity]
+    corpus_note: Callable[[Any], str]
+    _claims: list[Claim] = field(default_factory=list, repr=False, compare=False)
+
+    def profile(self, name: str, **changes) -> Any:
+        """The profile `name`, with fields replaced. Raises ReproError for unknown names, ill-typed or out-of-range values."""
+        one_of("profile", name, self.profiles)
+        return changed(self.profiles[name], changes)
+
+    def exhibit(self, name: str) -> Exhibit:
+        one_of(f"exhibit of {self.name}", name, self.exhibits)
+        return self.exhibits[name]
+
+    def claims(self) -> list[Claim]:
+        """All claims, each with an exhibit and a quantity that exist (ReproError otherwise)."""
+        if not self._claims:
+            claims = load_claims(self.name)
+            for claim in claims:
+                one_of(f"exhibit in claim {claim.id} of {self.name}.toml", claim.exhibit, self.exhibits)
+                if claim.kind != "untestable":
+                    one_of(f"quantity in claim {claim.id} of {self.name}.toml", claim.quantity, self.quantities)
+            self._claims.extend(claims)
+        return self._claims
+
+    def verdicts(self, exhibit: str, results: Results) -> list[Verdict]:
+        """The verdicts on the claims that `exhibit` decides."""
+        note = self.corpus_note(results.profile)
+        found = []
+        for claim in self.claims():
+            if claim.exhibit == exhibit:
+                values = None if claim.kind == "untestable" else self._values(claim, results)
+                found.append(decide(claim, values, note))
+        return found
+
+    def _values(self, claim: Claim, results: Results):
+        """The claim's values, without the seeds that have not been run."""
+        values = np.atleast_1d(np.asarray(self.quantities[claim.quantity](results), dtype=float))
+        return values[~np.isnan(values)]
+
+
+def changed(profile: Any, changes: Mapping[str, Any]) -> Any:
+    """A copy of a profile with some fields replaced, each by a value of its type; the name says what was changed."""
+    fields = {f.name: getattr(profile, f.name) for f in dataclasses.fields(profile)}
+    new = {}
+    for name, value in changes.items():
+        one_of("parameter", name, fields)
+        if isinstance(fields[name], float) and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if type(value) is not type(fields[name]):
+            wanted = type(fields[name]).__name__
+            raise ReproError(f"parameter {name} is {value!r}: it should be of type {wanted}, such as {fields[name]!r}")
+        if value != fields[name]:
+            new[name] = value
+    title = ", ".join([profile.name, *(f"{name}={value:g}" for name, value in new.items())])
+    return dataclasses.replace(profile, **new, name=title)
+
+
+def recorded(trials: Iterable[Trial], store: Store) -> dict[str, Record]:
+    """What the store has of these trials, by key, without running anything.
+
+    A timing trial's key holds the machine; for showing published timings, a record of the same trial from another machine counts
+    (its provenance names that machine).
+    """
+    found = {}
+    elsewhere: dict[str, Record] | None = None
+    for trial in trials:
+        record = store.get(trial)
+        if record is None and trial.timing:
+            if elsewhere is None:
+                elsewhere = {canonical([r.kind, r.spec]): r for r in store.records(trial.study)}
+            record = elsewhere.get(canonical([trial.kind, trial.describe()]))
+        if record is not None:
+            found[trial.key()] = record
+    return found
+
+
+def summary(values: Iterable[float]) -> dict[str, float]:
+    """mean, low, high (95 % bootstrap) and n of finite values; NaN and 0 when there are none."""
+    finite = np.asarray(list(values), dtype=float)
+    finite = finite[np.isfinite(finite)]
+    if not len(finite):
+        return {"ours": np.nan, "low": np.nan, "high": np.nan, "n": 0}
+    mean, low, high = bootstrap_interval(finite)
+    return {"ours": mean, "low": low, "high": high, "n": len(finite)}

@@ -1,0 +1,59 @@
+"""The paper's number beside ours, row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+
+from repro.report.published import Published, published_value
+from repro.studies.base import Results, summary
+
+STUDY = "narang2017"
+
+# The arms of Table 3, in its order, and the series that holds the paper's numbers.
+TABLE3 = {
+    "RNN dense 1760": "RNN Dense Baseline",
+    "RNN dense 704": "RNN Dense Small",
+    "RNN dense 2560": "RNN Dense Medium",
+    "RNN sparse 1760": "RNN Sparse 1760",
+    "RNN sparse 2560": "RNN Sparse Medium",
+    "RNN sparse 3072": "RNN Sparse Big",
+    "GRU dense 2560": "GRU Dense",
+    "GRU sparse 2560": "GRU Sparse",
+    "GRU sparse 3568": "GRU Sparse Medium",
+}
+
+
+def paper(exhibit: str, series: str, metric: str, x: float | None = None) -> Published:
+    """One published number of this study."""
+    return published_value(STUDY, exhibit, series, metric, x)
+
+
+def beside(rows: Iterable[tuple[str, str, Published | None, object]]) -> pd.DataFrame:
+    """(row, quantity, the paper's number or None, our value or values by seed) -> frame with interval and number of seeds."""
+    table = []
+    for name, quantity, published, values in rows:
+        ours = summary(np.atleast_1d(np.asarray(values, dtype=float)))
+        table.append(
+            {
+                "": name,
+                "quantity": quantity,
+                "paper": published.value if published else np.nan,
+                "known": published.known if published else "",
+                **ours,
+            }
+        )
+    return pd.DataFrame(table)
+
+
+def base_of(arm: str) -> str:
+    """The dense model that Table 3 compares an arm with."""
+    return "GRU dense 2560" if arm.startswith("GRU") else "RNN dense 1760"
+
+
+def relative_cer(results: Results, arm: str, base: str) -> np.ndarray:
+    """100 (CER(arm) - CER(base)) / CER(base) of the test set, paired by seed; positive where the arm reads worse."""
+    ours, dense = results.metric(arm, "test_cer"), results.metric(base, "test_cer")
+    return 100 * (ours - dense) / dense

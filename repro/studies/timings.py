@@ -1,0 +1,140 @@
+"""Timing trials of narang2017: products of dense and sparse matrices, and what the pruner adds to a training step."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import asdict, dataclass
+from typing import ClassVar
+
+from repro.engine import Context, Outcome, Record, Trial, seed_for
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProductTrial(Trial):
+    """y = W x for several `shapes` (rows, columns), by every backend at every sparsity and batch; one repeat of the whole grid.
+
+    `large_batch_shapes` limits the batches above the first to those shapes.
+    """
+
+    study: ClassVar[str] = "narang2017"
+    kind: ClassVar[str] = "products"
+    timing: ClassVar[bool] = True
+
+    shapes: tuple[tuple[int, int], ...]
+    large_batch_shapes: tuple[tuple[int, int], ...]
+    sparsities: tuple[float, ...]
+    batches: tuple[int, ...]
+    rounds: int
+    replicate: int = 0
+
+    def seconds(self) -> float:
+        weights = sum(rows * columns for rows, columns in self.shapes)
+        return 5 + len(self.sparsities) * (weights * 1.2e-7 + len(self.shapes) * self.rounds * 0.05)
+
+    def label(self) -> str:
+        return f"products of {len(self.shapes)} shapes, repeat {self.replicate}"
+
+    def run(self, context: Context, *needed: Record) -> Outcome:
+        from repro.sparse.storage import stored_bytes
+        from repro.sparse.timing import bandwidth, time_products
+
+        rows_of_curve = []
+        for index, batch in enumerate(self.batches):
+            for rows, columns in self.shapes if index == 0 else self.large_batch_shapes:
+                seed = seed_for(self.study, self.replicate, f"products {rows} x {columns}")
+                timings = time_products(rows, columns, self.sparsities, batch, rounds=self.rounds, seed=seed)
+                size = rows * columns
+                held = {s: stored_bytes(size, size - round(s * size), index="csr32", rows=rows) for s in self.sparsities}
+                held = {(sparse, s): held[s] if sparse else 4.0 * size for s in self.sparsities for sparse in (False, True)}
+                rates = {nbytes: bandwidth(round(nbytes)) for nbytes in set(held.values())}
+                for timing in timings:
+                    nbytes = held[timing.sparse, timing.sparsity]
+                    rows_of_curve.append(asdict(timing) | {"bytes": nbytes, "gbps": rates[nbytes]})
+        return Outcome({}, {"products": {name: [row[name] for row in rows_of_curve] for name in rows_of_curve[0]}})
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepTrial(Trial):
+    """One training step of the speech model with and without the pruner, in turn, on the same made batch.
+
+    Metrics in milliseconds, medians over `steps`: `dense_ms`, `pruned_ms` (optimizer step and pruner in it), and the pruner's own
+    `pruner_ms`; `overhead_percent` of the dense step, refreshes of the masks included at their share (one in `freq`).
+    """
+
+    study: ClassVar[str] = "narang2017"
+    kind: ClassVar[str] = "step"
+    timing: ClassVar[bool] = True
+
+    hidden: int
+    layers: int
+    channels: int
+    time_strides: tuple[int, int]
+    bins: int
+    batch: int
+    frames: int
+    freq: int
+    steps: int = 30
+    replicate: int = 0
+
+    def seconds(self) -> float:
+        return 5 + self.steps * 0.25
+
+    def label(self) -> str:
+        return f"training steps of rnn {self.hidden}, repeat {self.replicate}"
+
+    def run(self, context: Context, *needed: Record) -> Outcome:
+        import torch
+
+        from repro.models.speech import SpeechConfig, SpeechModel
+        from repro.pruning import AutoRamp, GradualPruner
+
+        seed = seed_for(self.study, self.replicate, "weights")
+        generator = torch.Generator().manual_seed(seed)
+        shape = SpeechConfig("rnn", self.hidden, self.layers, self.channels, self.bins, self.time_strides)
+        features = torch.randn(self.batch, self.frames, self.bins, generator=generator)
+        lengths = torch.full((self.batch,), self.frames)
+        targets = torch.randint(1, shape.outputs, (self.batch, 8), generator=generator)
+        arms = {}
+        for name in ("dense", "pruned"):
+            torch.manual_seed(seed)
+            model = SpeechModel(shape)
+            arms[name] = (model, torch.optim.AdamW(model.parameters(), 1e-3))
+        # The middle of the ramp, where masks are refreshed every `freq` steps.
+        schedule = AutoRamp(0.9, start=0, ramp=self.steps, end=4 * self.steps, freq=self.freq)
+        pruner = GradualPruner(arms["pruned"][0], schedule, skip=("ctc",))
+
+        def step(name: str) -> tuple[float, float]:
+            model, optimizer = arms[name]
+            begin = time.perf_counter()
+            scores, frames = model(features, lengths)
+            loss = torch.nn.functional.ctc_loss(scores, targets, frames, torch.full((self.batch,), 8), zero_infinity=True)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            middle = time.perf_counter()
+            if name == "pruned":
+                pruner.step()
+            end = time.perf_counter()
+            return end - begin, end - middle
+
+        for name in arms:
+            step(name)
+        times = {name: [] for name in arms}
+        pruner_times = []
+        for index in range(self.steps):
+            for name in ("dense", "pruned") if index % 2 else ("pruned", "dense"):
+                whole, own = step(name)
+                times[name].append(whole)
+                if name == "pruned":
+                    pruner_times.append(own)
+        dense = statistics.median(times["dense"])
+        return Outcome(
+            {
+                "dense_ms": 1e3 * dense,
+                "pruned_ms": 1e3 * statistics.median(times["pruned"]),
+                "ratio": statistics.median(p / d for p, d in zip(times["pruned"], times["dense"], strict=True)),
+                "pruner_ms": 1e3 * statistics.fmean(pruner_times),
+                "overhead_percent": 100 * statistics.fmean(pruner_times) / dense,
+            }
+        )
