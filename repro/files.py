@@ -14,9 +14,7 @@ def repository_root() -> Path:
     """
     root = Path(os.environ.get("REPRO_ROOT", Path(__file__).resolve().parent.parent))
     if not (root / "data" / "papers").is_dir():
-        raise ReproError(
-            f"no data/papers in {root}: install with `pip install -e .` from a clone, or set REPRO_ROOT to one"
-        )
+        raise ReproError(f"no data/papers in {root}: install with `pip install -e .` from a clone, or set REPRO_ROOT to one")
     return root
 
 

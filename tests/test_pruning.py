@@ -293,7 +293,11 @@ def test_cubic_is_zhu_and_gupta_s_closed_form():
 
 MODELS = {  # module, then the sizes of its roles and of everything, by hand
     "rnn": (lambda: nn.RNN(4, 6), {"recurrent": 36, "input": 24}, 72),
-    "gru": (lambda: nn.GRU(4, 6, num_layers=2, bidirectional=True), {"recurrent": 4 * 18 * 6, "input": 2 * 18 * (4 + 12)}, 1152),
+    "gru": (
+        lambda: nn.GRU(4, 6, num_layers=2, bidirectional=True),
+        {"recurrent": 4 * 18 * 6, "input": 2 * 18 * (4 + 12)},
+        1152,
+    ),
     "lstm": (
         lambda: nn.LSTM(5, 7, num_layers=2, bidirectional=True, proj_size=3),
         {"recurrent": 4 * (28 * 3 + 3 * 7), "input": 2 * 28 * (5 + 6)},

@@ -12,9 +12,7 @@ from repro.datasets.speech import character_error_rate, decode
 def ctc_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
     """Summed CTC cost of a batch in nats, and its number of utterances. A transcript longer than its frames costs zero."""
     scores, lengths = model(batch.features, batch.lengths)
-    cost = nn.functional.ctc_loss(
-        scores, batch.targets, lengths, batch.target_lengths, reduction="sum", zero_infinity=True
-    )
+    cost = nn.functional.ctc_loss(scores, batch.targets, lengths, batch.target_lengths, reduction="sum", zero_infinity=True)
     return cost, len(batch.texts)
 
 
@@ -25,9 +23,7 @@ def evaluate(model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
     total, references, hypotheses = 0.0, [], []
     for batch in batches:
         scores, lengths = model(batch.features, batch.lengths)
-        cost = nn.functional.ctc_loss(
-            scores, batch.targets, lengths, batch.target_lengths, reduction="sum", zero_infinity=True
-        )
+        cost = nn.functional.ctc_loss(scores, batch.targets, lengths, batch.target_lengths, reduction="sum", zero_infinity=True)
         total += cost.item()
         best = scores.argmax(-1).t()
         hypotheses += [decode(best[i, :length].tolist()) for i, length in enumerate(lengths.tolist())]

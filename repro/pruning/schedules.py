@@ -104,9 +104,7 @@ class AutoRamp:
         magnitude_quantile(torch.ones(1), self.sparsity)
         shape = self._shape()
         if shape.last_update() <= self.start:
-            raise ReproError(
-                f"no multiple of freq {self.freq} between start {self.start} and end {self.end}: lower freq"
-            )
+            raise ReproError(f"no multiple of freq {self.freq} between start {self.start} and end {self.end}: lower freq")
 
     def _shape(self) -> Ramp:
         return Ramp(1.0, self.start, self.ramp, self.end, self.freq, self.phi)

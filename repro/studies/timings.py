@@ -9,12 +9,14 @@ from typing import ClassVar
 
 from repro.engine import Context, Outcome, Record, Trial, seed_for
 
+LEAST_BYTES = 2**16  # smaller working sets cannot be timed; theirs is the rate of the fastest cache anyway
+
 
 @dataclass(frozen=True, kw_only=True)
 class ProductTrial(Trial):
     """y = W x for several `shapes` (rows, columns), by every backend at every sparsity and batch; one repeat of the whole grid.
 
-    `large_batch_shapes` limits the batches above the first to those shapes.
+    `large_batch_shapes` limits the batches above the first to those shapes; `scale` divides all rows and columns (smoke).
     """
 
     study: ClassVar[str] = "narang2017"
@@ -26,10 +28,11 @@ class ProductTrial(Trial):
     sparsities: tuple[float, ...]
     batches: tuple[int, ...]
     rounds: int
+    scale: int = 1
     replicate: int = 0
 
     def seconds(self) -> float:
-        weights = sum(rows * columns for rows, columns in self.shapes)
+        weights = sum(rows * columns for rows, columns in self.shapes) / self.scale**2
         return 5 + len(self.sparsities) * (weights * 1.2e-7 + len(self.shapes) * self.rounds * 0.05)
 
     def label(self) -> str:
@@ -41,13 +44,14 @@ class ProductTrial(Trial):
 
         rows_of_curve = []
         for index, batch in enumerate(self.batches):
-            for rows, columns in self.shapes if index == 0 else self.large_batch_shapes:
+            for shape in self.shapes if index == 0 else self.large_batch_shapes:
+                rows, columns = (n // self.scale for n in shape)
                 seed = seed_for(self.study, self.replicate, f"products {rows} x {columns}")
                 timings = time_products(rows, columns, self.sparsities, batch, rounds=self.rounds, seed=seed)
                 size = rows * columns
                 held = {s: stored_bytes(size, size - round(s * size), index="csr32", rows=rows) for s in self.sparsities}
                 held = {(sparse, s): held[s] if sparse else 4.0 * size for s in self.sparsities for sparse in (False, True)}
-                rates = {nbytes: bandwidth(round(nbytes)) for nbytes in set(held.values())}
+                rates = {nbytes: bandwidth(max(round(nbytes), LEAST_BYTES)) for nbytes in set(held.values())}
                 for timing in timings:
                     nbytes = held[timing.sparse, timing.sparsity]
                     rows_of_curve.append(asdict(timing) | {"bytes": nbytes, "gbps": rates[nbytes]})

@@ -36,11 +36,7 @@ def sparse_1760_arm(profile: Profile) -> Arms:
 
 def product_arms(profile: Profile) -> Arms:
     widths = ((RNN, 1760), (RNN, 2560), (RNN, 3072), (GRU, 2560), (GRU, 3568))
-    if profile.name == "smoke":
-        scale = 8  # the shapes' ratios stay
-        shapes = tuple(matrix_shape(cell, width // scale) for cell, width in widths)
-    else:
-        shapes = tuple(matrix_shape(cell, width) for cell, width in widths)
+    shapes = tuple(matrix_shape(cell, width) for cell, width in widths)
     trials = [
         ProductTrial(
             shapes=shapes,
@@ -48,6 +44,7 @@ def product_arms(profile: Profile) -> Arms:
             sparsities=profile.timing_sparsities,
             batches=profile.timing_batches,
             rounds=profile.timing_rounds,
+            scale=profile.timing_scale,
             replicate=replicate,
         )
         for replicate in range(profile.timing_repeats)

@@ -31,6 +31,11 @@ def paper(exhibit: str, series: str, metric: str, x: float | None = None) -> Pub
     return published_value(STUDY, exhibit, series, metric, x)
 
 
+def table3(arm: str, metric: str) -> Published:
+    """The paper's number for one of our arms."""
+    return paper("table3", TABLE3[arm], metric, int(arm.split()[-1]))
+
+
 def beside(rows: Iterable[tuple[str, str, Published | None, object]]) -> pd.DataFrame:
     """(row, quantity, the paper's number or None, our value or values by seed) -> frame with interval and number of seeds."""
     table = []

@@ -11,7 +11,7 @@ from repro.report.statistics import bootstrap_band
 from repro.sparse.storage import megabytes, units_on_chip
 from repro.studies.base import Results, summary
 from repro.studies.narang2017 import quantities as q
-from repro.studies.narang2017.comparisons import STUDY, TABLE3, base_of, paper, relative_cer
+from repro.studies.narang2017.comparisons import STUDY, TABLE3, base_of, paper, relative_cer, table3
 from repro.studies.narang2017.profiles import corpus_note
 
 BLUE, RED, GREEN, PINK, ORANGE, SKY = plots.PALETTE
@@ -35,10 +35,10 @@ def schedule(results: Results) -> Figure:
     for name, at in (("start_itr", times.start), ("ramp_itr", times.ramp), ("end_itr", times.end)):
         ax.axvline(at / 2750, color=plots.PAPER, linewidth=0.8, linestyle=":")
         ax.annotate(name, (at / 2750, 0.02), xycoords=("data", "axes fraction"), rotation=90, ha="right", fontsize=8)
-    for series, x, known in (
-        ("epsilon at ramp_itr, ramp_slope 1.5", times.ramp, None),
-        ("epsilon at end_itr, ramp_slope 1.5", times.end, None),
-        ("epsilon at end_itr, ramp_slope 2", times.end, None),
+    for series, x in (
+        ("epsilon at ramp_itr, ramp_slope 1.5", times.ramp),
+        ("epsilon at end_itr, ramp_slope 1.5", times.end),
+        ("epsilon at end_itr, ramp_slope 2", times.end),
     ):
         value = paper("table1", series, "multiple_of_q")
         plots.paper(ax, [x / 2750], [value.value], value.known, "paper, Equation 1")
@@ -88,7 +88,7 @@ def main_results(results: Results) -> Figure:
     for place, (mean, low, high) in zip(places, bars, strict=True):
         error = None if np.isnan(low) else [[max(mean - low, 0)], [max(high - mean, 0)]]
         right.errorbar([mean], [place - 0.12], xerr=error, fmt="o", color=BLUE, capsize=3, label="ours, 95 % interval")
-    published = [paper("table3", TABLE3[arm], "relative_percent") for arm in arms]
+    published = [table3(arm, "relative_percent") for arm in arms]
     plots.paper(right, [p.value for p in published], places + 0.12, published[0].known)
     right.set_yticks(places, arms)
     right.invert_yaxis()
@@ -245,7 +245,7 @@ def memory_sizes(results: Results) -> Figure:
     for shift, (label, index, colour) in zip((-0.27, 0, 0.27), kinds, strict=True):
         sizes = []
         for series in q.MEMORY:
-            count = paper("table3", series, "parameters").value
+            count = q.printed_parameters(series)
             everything = count if "Dense" in series else count / 0.1
             sizes.append(megabytes(everything, count, index="dense" if "Dense" in series else index))
         ax.bar(places + shift, sizes, width=0.25, color=colour, label=label)
@@ -331,8 +331,7 @@ def ablations(results: Results) -> Figure:
 def pruner_cost(results: Results) -> Figure:
     figure, ax = plots.new_figure(size=(6.4, 3))
     values = results.metric("step", "overhead_percent")
-    mean, low, high = _bars(values)
-    ax.barh(["GradualPruner"], [mean], color=SKY, height=0.4, label="mean over repeats")
+    ax.barh(["GradualPruner"], [summary(values)["ours"]], color=SKY, height=0.4, label="mean over repeats")
     ax.plot(values, np.zeros(len(values)), "o", color=BLUE, label="one repeat")
     ax.axvline(2, color=RED, linestyle="--", label="2 %, our own limit")
     ax.set(xlabel="time of pruner.step(), % of a dense training step", title="Cost of pruning while training", xlim=(0, 2.4))

@@ -37,6 +37,7 @@ class Profile:
     hard_epochs: tuple[float, ...]
     timing_repeats: int
     timing_rounds: int
+    timing_scale: int
     timing_batches: tuple[int, ...]
     timing_sparsities: tuple[float, ...]
 
@@ -83,6 +84,7 @@ LAPTOP = Profile(
     hard_epochs=(5 / 20, 10 / 20, 12 / 20, 15 / 20),
     timing_repeats=3,
     timing_rounds=7,
+    timing_scale=1,
     timing_batches=(1, 32),
     timing_sparsities=(0.0, 0.5, 0.9, 0.95),
 )
@@ -102,6 +104,7 @@ PROFILES = {
         freq=1,
         timing_repeats=1,
         timing_rounds=2,
+        timing_scale=8,
         timing_batches=(1, 8),
         timing_sparsities=(0.0, 0.5, 0.95),
     ),

@@ -10,7 +10,7 @@ from repro.engine import Record
 from repro.report.published import load_published
 from repro.sparse.storage import stored_bytes
 from repro.studies.base import Results
-from repro.studies.narang2017.comparisons import STUDY, TABLE3, paper, relative_cer
+from repro.studies.narang2017.comparisons import STUDY, paper, relative_cer, table3
 
 PAPER_ITERATIONS, PAPER_EPOCHS = 55_000, 20
 
@@ -45,7 +45,7 @@ def dense_parameters_largest_deviation_percent(results: Results) -> float:
         "RNN dense 2560": "rnn2560",
         "GRU dense 2560": "gru2560",
     }.items():
-        printed = paper("table3", TABLE3[arm], "parameters").value
+        printed = table3(arm, "parameters").value
         deviations.append(100 * abs(_full_count(model) - printed) / printed)
     return max(deviations)
 
@@ -74,8 +74,8 @@ def table3_sparsity_largest_deviation(results: Results) -> float:
         ("GRU sparse 2560", "gru2560"),
         ("GRU sparse 3568", "gru3568"),
     ):
-        nonzero = paper("table3", TABLE3[arm], "parameters").value
-        said = paper("table3", TABLE3[arm], "sparsity_percent").value
+        nonzero = table3(arm, "parameters").value
+        said = table3(arm, "sparsity_percent").value
         deviations.append(abs(100 * (1 - nonzero / _full_count(model)) - said))
     return max(deviations)
 
@@ -111,7 +111,7 @@ def relative_cer_cost_of_sparsity(results: Results):
 
 
 def table3_dense_medium_recomputed(results: Results) -> float:
-    base, ours = (paper("table3", TABLE3[f"RNN dense {h}"], "cer_percent").value for h in (1760, 2560))
+    base, ours = (table3(f"RNN dense {h}", "cer_percent").value for h in (1760, 2560))
     return 100 * (base - ours) / base
 
 
@@ -291,9 +291,15 @@ def matrix_shape(cell: str, width: int) -> tuple[int, int]:
     return (width if cell == RNN else 3 * width, width)
 
 
+def timed_shape(record: Record, shape: tuple[int, int]) -> tuple[int, int]:
+    """The rows and columns that stand for a layer in this record: the layer's own, over the scale of a smoke run."""
+    return tuple(n // record.spec["scale"] for n in shape)
+
+
 def median_us(record: Record, shape: tuple[int, int], sparsity: float, batch: int = 1, sparse: bool | None = None) -> float:
     """Median time of the fastest library, dense ones at sparsity 0 and sparse ones above unless `sparse` says otherwise."""
     sparse = sparsity > 0 if sparse is None else sparse
+    shape = timed_shape(record, shape)
     c = record.curves["products"]
     rows = zip(c["rows"], c["columns"], c["sparsity"], c["batch"], c["sparse"], c["median_us"], strict=True)
     return min(us for r, k, s, b, is_sparse, us in rows if ((r, k), s, b, is_sparse) == (shape, sparsity, batch, sparse))
@@ -311,17 +317,12 @@ def _speedup(cell: str, width: int, sparsity: float = 0.95):
 
 
 def dense_bandwidth_fraction(results: Results):
-    shape = matrix_shape(GRU, 2560)
-    nbytes = 4 * shape[0] * shape[1]
-
     def fraction(record: Record) -> float:
+        rows, columns = timed_shape(record, matrix_shape(GRU, 2560))
         c = record.curves["products"]
-        rate = next(
-            g
-            for r, k, b, g in zip(c["rows"], c["columns"], c["bytes"], c["gbps"], strict=True)
-            if (r, k, b) == (*shape, nbytes)
-        )
-        return nbytes / median_us(record, shape, 0.0) / 1e3 / rate
+        cells = zip(c["rows"], c["columns"], c["bytes"], c["gbps"], strict=True)
+        rate = next(gbps for r, k, nbytes, gbps in cells if (r, k, nbytes) == (rows, columns, 4 * rows * columns))
+        return 4 * rows * columns / median_us(record, matrix_shape(GRU, 2560), 0.0) / 1e3 / rate
 
     return _per_seed(results, "products", fraction)
 
@@ -349,19 +350,25 @@ def speedup_over_bytes_ratio(results: Results):
     return _speedup(GRU, 2560)(results) / (4 * size / held)
 
 
-MEMORY = ("RNN Dense Baseline", "RNN Sparse 1760", "RNN Sparse Big", "GRU Dense", "GRU Sparse")
+# The five models of section 5.2, as Table 3 calls them, and their units.
+MEMORY = {"RNN Dense Baseline": 1760, "RNN Sparse 1760": 1760, "RNN Sparse Big": 3072, "GRU Dense": 2560, "GRU Sparse": 2560}
+
+
+def printed_parameters(series: str) -> float:
+    """The parameters that Table 3 prints for one of them."""
+    return paper("table3", series, "parameters", MEMORY[series]).value
 
 
 def memory_largest_deviation_percent(results: Results) -> float:
     deviations = []
     for series in MEMORY:
-        count, printed = paper("table3", series, "parameters").value, paper("memory", series, "megabytes").value
+        count, printed = printed_parameters(series), paper("memory", series, "megabytes").value
         deviations.append(100 * abs(stored_bytes(count, count) / 1e6 - printed) / printed)
     return max(deviations)
 
 
 def memory_ratio_with_indices(results: Results) -> float:
-    dense, sparse = (paper("table3", series, "parameters").value for series in MEMORY[:2])
+    dense, sparse = map(printed_parameters, ("RNN Dense Baseline", "RNN Sparse 1760"))
     return stored_bytes(dense, dense, index="dense") / stored_bytes(dense, sparse, index="csr32")
 
 

@@ -9,7 +9,7 @@ from repro.report.published import load_published
 from repro.sparse.storage import megabytes, on_chip_speedup, register_gbps, units_on_chip
 from repro.studies.base import Results, summary
 from repro.studies.narang2017 import quantities as q
-from repro.studies.narang2017.comparisons import STUDY, TABLE3, base_of, beside, paper, relative_cer
+from repro.studies.narang2017.comparisons import STUDY, TABLE3, base_of, beside, paper, relative_cer, table3
 from repro.studies.speech import ROLES
 
 Tables = dict[str, pd.DataFrame]
@@ -77,23 +77,23 @@ def layer_counts(exhibit: str):
 def main_results(results: Results) -> Tables:
     """Table 3: error rates, and sizes by role."""
     errors, sizes = [], []
-    for arm, series in TABLE3.items():
+    for arm in TABLE3:
         cer = 100 * results.metric(arm, "test_cer")
-        errors.append((arm, "test CER, %", paper("table3", series, "cer_percent"), cer))
+        errors.append((arm, "test CER, %", table3(arm, "cer_percent"), cer))
         if arm != base_of(arm):
-            published = paper("table3", series, "relative_percent")
+            published = table3(arm, "relative_percent")
             errors.append((arm, "relative performance, %", published, -relative_cer(results, arm, base_of(arm))))
         if "sparse" in arm:
             sizes.append(
                 (
                     arm,
                     "zeros, total, %",
-                    paper("table3", series, "sparsity_percent"),
+                    table3(arm, "sparsity_percent"),
                     100 * results.metric(arm, "sparsity_total"),
                 )
             )
             sizes += [(arm, f"zeros, {role}, %", None, 100 * results.metric(arm, f"sparsity_{role}")) for role in ROLES]
-        sizes.append((arm, "non-zero parameters", paper("table3", series, "parameters"), results.metric(arm, "nonzero")))
+        sizes.append((arm, "non-zero parameters", table3(arm, "parameters"), results.metric(arm, "nonzero")))
     only = "GRU recurrent only"
     published = paper("table3", "GRU Sparse, GRU layers only", "relative_percent")
     errors.append((only, "test CER, %", None, 100 * results.metric(only, "test_cer")))
@@ -111,7 +111,7 @@ def hard_pruning(results: Results) -> Tables:
             epoch = float(arm.split()[-1].split("/")[0])
             published = [paper("table4", "hard pruning", metric, epoch) for metric in ("cer_percent", "relative_percent")]
         else:
-            published = [paper("table3", TABLE3[arm], metric) for metric in ("cer_percent", "relative_percent")]
+            published = [table3(arm, metric) for metric in ("cer_percent", "relative_percent")]
         rows.append((arm, "test CER, %", published[0], values))
         rows.append((arm, "relative performance, %", published[1], relative))
         rows.append((arm, "zeros, total, %", None, 100 * results.metric(arm, "sparsity_total")))
@@ -209,11 +209,9 @@ def layer_sparsities(results: Results) -> Tables:
 def memory_sizes(results: Results) -> Tables:
     """Section 5.2: the printed megabytes, and what storing the positions adds."""
     rows = []
-    for series in q.MEMORY:
-        count = paper("table3", series, "parameters").value
-        width = 1760 if series in q.MEMORY[:2] else 3072 if "Big" in series else 2560
-        full = dict.fromkeys(("GRU Dense", "GRU Sparse"), f"gru{width}").get(series, f"rnn{width}")
-        everything = sum(n for _, n in q.full_size(full))
+    for series, width in q.MEMORY.items():
+        count = q.printed_parameters(series)
+        everything = sum(n for _, n in q.full_size(f"{series[:3].lower()}{width}"))
         row = {"model": series, "paper, MB": paper("memory", series, "megabytes").value, "known": "read"}
         row["values only, MB"] = megabytes(count, count)
         for index in ("csr32", "csr16", "bitmap", "entropy") if "Sparse" in series else ():
