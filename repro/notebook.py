@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from numbers import Integral, Real
 from typing import Any
 
 import pandas as pd
 from IPython.display import Image, Markdown, display
+from pandas.io.formats.style import Styler
 
+from repro.engine.provenance import code_state, versions
 from repro.errors import ReproError
 from repro.report.published import load_published
 from repro.report.site import quantity
@@ -17,6 +20,7 @@ from repro.results import ExhibitRun, provenance, store
 from repro.studies import find
 
 _IPYTHONS_OWN = ("In", "Out")
+_PLAIN = (str, int, float, bool, list, tuple)  # exactly these: a named tuple or a NumPy number is an example's result
 
 
 class NotebookExhibit:
@@ -26,10 +30,11 @@ class NotebookExhibit:
         self._run = run
         self.results = None
 
-    def plan(self) -> pd.DataFrame:
-        """The trials: recorded or missing, with the estimated seconds of what is missing."""
+    def plan(self) -> Styler:
+        """The trials: recorded ("hit") or missing, with the estimated seconds of what is missing."""
         rows = self._run.plan().rows
-        return pd.DataFrame([{"trial": r.trial.label(), "state": r.state, "seconds": round(r.seconds)} for r in rows])
+        columns = {"trial": [r.trial.label() for r in rows], "state": [r.state for r in rows]}
+        return _shown(pd.DataFrame(columns | {"estimated seconds": [round(r.seconds) for r in rows]}))
 
     def run(self) -> NotebookExhibit:
         """Run what is missing (processes: the variable REPRO_JOBS, else the number of cores), keep tables as CSV."""
@@ -51,14 +56,14 @@ class NotebookExhibit:
     def tables(self) -> None:
         """Every table of the exhibit, the paper's numbers beside ours."""
         for title, table in self._run.exhibit.tables(self._finished()).items():
-            display(Markdown(f"**{title}**"), table.style.format(_cell, na_rep="").hide(axis="index"))
+            display(Markdown(f"**{title}**"), _shown(table))
 
-    def published(self) -> pd.DataFrame:
+    def published(self) -> Styler:
         """The paper's numbers of this exhibit, each with how it is known."""
-        rows = load_published(self._run.study.name)
-        return rows[rows["exhibit"].str.startswith(self._run.exhibit.name)].drop(columns="exhibit").reset_index(drop=True)
+        rows = load_published(self._run.study.name).rename(columns={"value": "paper"})
+        return _shown(rows[rows["exhibit"].str.startswith(self._run.exhibit.name)].drop(columns="exhibit"))
 
-    def verdicts(self) -> pd.DataFrame:
+    def verdicts(self) -> Styler:
         """The claims that this exhibit decides."""
         rows = []
         for v in self._run.verdicts(self._finished()):
@@ -68,24 +73,26 @@ class NotebookExhibit:
                 {"claim": v.claim.id, "text": v.claim.text, "paper": v.claim.paper, "ours": ours, "95 % interval": interval}
                 | {"seeds": v.n or "", "verdict": v.verdict, "reason": v.reason}
             )
-        return pd.DataFrame(rows)
+        return _shown(pd.DataFrame(rows))
 
-    def provenance(self) -> pd.DataFrame:
-        """Commit, versions, machine and time of every record used."""
-        return provenance(self._finished())
+    def provenance(self) -> Styler:
+        """Commit, versions, machine and time of every record used; without records, of this very computation."""
+        found = provenance(self._finished())
+        return _shown(pd.DataFrame([code_state() | versions()]) if found.empty else found)
 
 
 def open_exhibit(name: str, parameters: Mapping[str, Any]) -> NotebookExhibit:
     """The exhibit `name` ("narang2017/table3") with the parameters of a notebook: call it with `globals()`.
 
     Every plain value in there that does not begin with an underscore is taken as a parameter, so that a misspelt
-    `papermill -p` is an error that lists what is allowed, not a warning. Raises ReproError for unknown names and values out of range.
+    `papermill -p` is an error that lists what is allowed, not a warning; None stands for "as the profile has it". Raises
+    ReproError for unknown names and values out of range.
     """
     study, exhibit = find(name)
     given = {
         key: value
         for key, value in parameters.items()
-        if not key.startswith("_") and key not in _IPYTHONS_OWN and isinstance(value, str | int | float | bool | list | tuple)
+        if not key.startswith("_") and key not in _IPYTHONS_OWN and type(value) in _PLAIN
     }
     allowed = ("profile", *exhibit.parameters)
     if unknown := [key for key in given if key not in allowed]:
@@ -93,11 +100,22 @@ def open_exhibit(name: str, parameters: Mapping[str, Any]) -> NotebookExhibit:
     profile = given.pop("profile", "laptop")
     if not isinstance(profile, str):
         raise ReproError(f"parameter profile is {profile!r}: it should be one of {', '.join(study.profiles)}")
-    # None stands for "as the profile has it", so a notebook can show every parameter without fixing it.
     return NotebookExhibit(ExhibitRun(study, exhibit, study.profile(profile, **given), store()))
 
 
+def _shown(table: pd.DataFrame) -> Styler:
+    """A table with all of its text: three digits of what is ours, every digit of what the paper prints."""
+    printed = [column for column in table if str(column).startswith(("paper", "printed"))]
+    shown = Styler(table.reset_index(drop=True), cell_ids=False).hide(axis="index")
+    shown = shown.format(_cell, na_rep="").format(_exactly, na_rep="", subset=printed)
+    return shown.set_table_styles([{"selector": "td, th", "props": "text-align: left; vertical-align: top"}])
+
+
 def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return quantity(value)
-    return str(value)
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return f"{value:,}"
+    return quantity(value) if isinstance(value, float) else str(value)
+
+
+def _exactly(value: Any) -> str:
+    return f"{value:,.12g}" if isinstance(value, Real) else str(value)

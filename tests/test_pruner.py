@@ -292,7 +292,7 @@ def test_listing_refreshes_on_the_updated_weights_it_kept():
 
 
 def test_copy_regrows_from_the_unmasked_copy():
-    """Updates add up to the value a weight was pruned with; it comes back as that sum, the forward pass sees zero until then."""
+    """Updates add up to the value a weight was pruned with; it returns as that sum and counts as zero until then."""
     layer = line(0.25, 0.25, 2.0)
     pruner = GradualPruner(layer, At({0: 0.5, 3: 0.5, 6: 0.5}), regrowth="copy")
     pruner.step()
@@ -367,7 +367,7 @@ def test_loading_zeroes_dense_weights(regrowth):
     """Masks alone are enough: loaded over dense weights they apply at once."""
     pruned = session(0, regrowth)
     train(pruned, 25)
-    model, _, pruner = session(1, regrowth)
+    _, _, pruner = session(1, regrowth)
     pruner.load_state_dict(pruned[2].state_dict())
     for name, weight in pruner.weights.items():
         assert torch.equal(weight != 0, pruned[2].masks[name])
@@ -394,7 +394,7 @@ def test_masks_of_another_model_are_refused():
     pruner.step()
     before = {name: weight.detach().clone() for name, weight in pruner.weights.items()}
     other = GradualPruner(nn.Linear(3, 3), HardPrune(0.5, 0))
-    with pytest.raises(ReproError, match="masks are of weight, this model prunes rnn.weight_ih_l0"):
+    with pytest.raises(ReproError, match=r"masks are of weight, this model prunes rnn\.weight_ih_l0"):
         pruner.load_state_dict(other.state_dict())
     wider = GradualPruner(Tagger(nn.LSTM, num_layers=1), HardPrune(0.9, 0))
     state = wider.state_dict() | {"iteration": 7}
@@ -455,7 +455,7 @@ def seconds(work):
     ],
     ids=["ramp", "ramp with copy", "autoramp"],
 )
-def test_a_step_costs_under_two_percent_of_training(schedule, regrowth, record_property):
+def test_a_step_costs_under_two_percent_of_training(schedule, regrowth):
     """Refreshes every 5 steps, as the laptop profile has them (the paper: 100), interleaved with training; median of ratios."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -476,6 +476,5 @@ def test_a_step_costs_under_two_percent_of_training(schedule, regrowth, record_p
     finally:
         torch.set_num_threads(threads)
     share = statistics.median(ratios)
-    record_property("share of a training step", share)
-    print(f"pruner.step() costs {share:.2%} of a training step ({min(ratios):.2%} to {max(ratios):.2%})")
-    assert share < 0.02
+    print(f"pruner.step() costs {share:.2%} of a training step ({min(ratios):.2%} to {max(ratios):.2%})")  # pytest -rP shows it
+    assert 0 < share < 0.02

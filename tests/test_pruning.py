@@ -1,5 +1,7 @@
 """Schedules against the paper's formulas, quantiles and sparsity counts against counting by hand."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import assume, given, settings
@@ -57,7 +59,7 @@ def test_theta_is_equation_1():
 @properties
 @given(ramps(phi=1.5))
 def test_threshold_ends_at_q_for_phi_one_and_a_half(ramp):
-    """Equation 1 inverts Algorithm 1 but for its two "+ 1" terms: epsilon(end) = q (1 + 5 / (2 (ramp-start) + 3 (end-ramp)))."""
+    """But for the two "+ 1" of Algorithm 1: epsilon(end) = q (1 + 5 / (2 (ramp - start) + 3 (end - ramp)))."""
     steps = 2 * (ramp.ramp - ramp.start) + 3 * (ramp.end - ramp.ramp)
     assert ramp.threshold(ramp.end) == pytest.approx(ramp.q * (1 + 5 / steps))
 
@@ -120,7 +122,7 @@ def test_threshold_rises_and_is_proportional_to_q(ramp):
     """Epsilon never falls between start and end, is positive, and doubles with q."""
     values = [ramp.threshold(i) for i in range(ramp.start, ramp.end + 1)]
     assert values[0] > 0
-    assert all(later > earlier for earlier, later in zip(values, values[1:], strict=False))
+    assert all(later > earlier for earlier, later in pairwise(values))
     doubled = Ramp(2 * ramp.q, ramp.start, ramp.ramp, ramp.end, ramp.freq, ramp.phi)
     assert doubled.threshold(ramp.end) == pytest.approx(2 * values[-1])
 

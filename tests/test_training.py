@@ -20,19 +20,19 @@ EPOCHS = 5
 class Session:
     """A small speech model with everything that has state: dropout, AdamW, a rate schedule, a pruner."""
 
-    def __init__(self, seed=0, regrowth="update"):
+    def __init__(self, seed=0, regrowth="update", dropout=1):
         torch.manual_seed(seed)
-        self.model = SpeechModel(SpeechConfig("rnn", hidden=8, layers=2, channels=2, bins=21, dropout=0.3))
+        self.model = SpeechModel(SpeechConfig("rnn", hidden=8, layers=2, channels=2, bins=41, dropout=0.3))
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.01, weight_decay=0.1)
         self.rate = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, 0.01, total_steps=3 * EPOCHS, cycle_momentum=False)
         self.pruner = GradualPruner(self.model, AutoRamp(0.6, 2, 5, 11, freq=2), skip=("ctc",), regrowth=regrowth)
-        torch.manual_seed(seed + 1)  # dropout
+        torch.manual_seed(dropout)
 
     def batches(self, epoch):
         generator = torch.Generator().manual_seed(epoch)
         for size in (3, 2, 3):
             lengths = torch.randint(25, 40, (size,), generator=generator).sort(descending=True).values
-            features = torch.randn(size, int(lengths[0]), 21, generator=generator)
+            features = torch.randn(size, int(lengths[0]), 41, generator=generator)
             features *= (torch.arange(int(lengths[0])) < lengths[:, None])[:, :, None]
             targets = torch.randint(1, 29, (4 * size,), generator=generator)
             yield Batch(features, lengths, targets, torch.full((size,), 4), ["----"] * size)
@@ -70,6 +70,11 @@ def left_behind(session, history):
     return weights, moments, masks, rows, rest, torch.get_rng_state().numpy().tobytes()
 
 
+def run(checkpoint=None, after_epoch=lambda epoch: {}, **options):
+    session = Session(**options)
+    return left_behind(session, session.run(checkpoint, after_epoch))
+
+
 def observed(epoch):
     """Draws from torch's generator, as an evaluation might."""
     return {"drawn": torch.rand(()).item()}
@@ -82,10 +87,9 @@ class Killed(Exception):
 @pytest.mark.parametrize("regrowth", ["update", "listing", "copy"])
 @pytest.mark.parametrize("killed_in", [2, 4])
 def test_resuming_is_bit_identical(tmp_path, monkeypatch, killed_in, regrowth):
-    """Killed in an epoch's evaluation, resumed by a fresh process' objects: weights, moments, masks, history, RNG as if never."""
+    """Killed in an evaluation, resumed with fresh objects: weights, moments, masks, history and RNG as if it had never been."""
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0)
-    whole = Session(regrowth=regrowth)
-    expected = left_behind(whole, whole.run(after_epoch=observed))
+    expected = run(after_epoch=observed, regrowth=regrowth)
 
     def kill(epoch):
         if epoch == killed_in:
@@ -95,31 +99,26 @@ def test_resuming_is_bit_identical(tmp_path, monkeypatch, killed_in, regrowth):
     checkpoint = tmp_path / "run.pt"
     with pytest.raises(Killed):
         Session(regrowth=regrowth).run(checkpoint, kill)
-    resumed, epochs = Session(seed=77, regrowth=regrowth), []  # other weights, another place in the random numbers
-    history = resumed.run(checkpoint, lambda epoch: epochs.append(epoch) or observed(epoch))
+    epochs = []  # resumed from other weights and another place in the random numbers
+    resumed = run(checkpoint, lambda epoch: epochs.append(epoch) or observed(epoch), seed=77, dropout=78, regrowth=regrowth)
     assert epochs == list(range(killed_in, EPOCHS + 1))
-    for ours, theirs in zip(left_behind(resumed, history), expected, strict=True):
+    for ours, theirs in zip(resumed, expected, strict=True):
         assert ours == theirs
 
 
-def test_two_runs_leave_the_same_bytes_and_seeds_matter(tmp_path):
+def test_two_runs_leave_the_same_bytes_and_seeds_matter():
     """Same seeds, same bytes; another dropout seed alone gives other weights."""
-    first, second, other = Session(), Session(), Session()
-    same = left_behind(first, first.run()), left_behind(second, second.run())
-    assert same[0] == same[1]
-    torch.manual_seed(99)
-    assert left_behind(other, other.run())[0] != same[0][0]
+    first = run()
+    assert run() == first
+    assert run(dropout=99)[0] != first[0]
 
 
 def test_writing_checkpoints_changes_nothing(tmp_path, monkeypatch):
     """A run that saves after each epoch equals one that never saves; a finished checkpoint is not trained further."""
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0)
-    plain, saving, again = Session(), Session(), Session(seed=3)
-    expected = left_behind(plain, plain.run())
-    assert left_behind(saving, saving.run(tmp_path / "run.pt")) == expected
-    epochs = []
-    history = again.run(tmp_path / "run.pt", lambda epoch: epochs.append(epoch) or {})
-    assert left_behind(again, history) == expected
+    expected, epochs = run(), []
+    assert run(tmp_path / "run.pt") == expected
+    assert run(tmp_path / "run.pt", lambda epoch: epochs.append(epoch) or {}, seed=3) == expected
     assert not epochs
 
 
@@ -142,7 +141,7 @@ def test_damaged_checkpoints_are_named(tmp_path, monkeypatch, damage):
         checkpoint.write_text("epoch 3")
     else:
         session.model.ctc = nn.Linear(8, 3)
-    with pytest.raises(ReproError, match=rf"checkpoint .*{checkpoint.name} cannot be read .*: delete it"):
+    with pytest.raises(ReproError, match=rf"(?s)checkpoint .*{checkpoint.name} cannot be read .*: delete it"):
         session.run(checkpoint)
 
 
@@ -209,7 +208,7 @@ def test_gradient_clipping():
     assert scalar([[100.0]])[1] == [-100.0]
 
 
-@pytest.mark.parametrize("bad, told", [(math.nan, "loss is nan in epoch 3"), (math.inf, "loss is (inf|nan) in epoch 3")])
+@pytest.mark.parametrize("bad, told", [(math.nan, "loss is nan in epoch 3"), (math.inf, "loss is -?inf in epoch 3")])
 def test_divergence_carries_the_history(bad, told):
     """NaN or infinite loss stops at once, keeps the finished epochs, and steps no further."""
     model = nn.Linear(1, 1, bias=False)

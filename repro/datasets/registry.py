@@ -47,8 +47,8 @@ def read_registry(path: Path | None = None) -> dict[str, dict]:
 
 
 def cache_folder(target: Path | None = None) -> Path:
-    """`target`, or `data/cache` of the checkout."""
-    return Path(target) if target else repository_root() / "data" / "cache"
+    """`target`, or the folder that the variable REPRO_DATA_CACHE names, or `data/cache` of the checkout."""
+    return Path(target or os.environ.get("REPRO_DATA_CACHE") or repository_root() / "data" / "cache")
 
 
 def fetch(corpus: str, target: Path | None = None, mirror: Path | None = None, registry: Path | None = None) -> Path:

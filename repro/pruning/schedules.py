@@ -21,7 +21,7 @@ class Schedule(Protocol):
 def magnitude_quantile(magnitudes: Tensor, sparsity: float) -> float:
     """The threshold below which exactly `round(sparsity * n)` of n distinct magnitudes lie (strictly).
 
-    Equal magnitudes at the threshold are all kept, so ties can only make the result less sparse.
+    The largest is always kept, and so are equal magnitudes at the threshold: ties can only make the result less sparse.
     """
     if not 0.0 <= sparsity < 1.0:
         raise ReproError(f"sparsity is {sparsity}: it must lie in [0, 1)")

@@ -1,0 +1,62 @@
+"""The files around the package agree with each other."""
+
+import re
+import tomllib
+
+import yaml
+
+from repro.files import repository_root
+
+ROOT = repository_root()
+CONDA_NAMES = {"pytorch": "torch", "matplotlib-base": "matplotlib"}
+
+
+def pins() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    return {name.lower().replace("_", "-"): version for name, version in (line.split("==") for line in lines)}
+
+
+def test_conda_environment_has_the_pinned_versions():
+    """environment.yml installs exactly what constraints.txt pins, under conda-forge's names."""
+    packages = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    for package in packages:
+        name, version = package.split("=")
+        if name != "python":
+            assert pins()[CONDA_NAMES.get(name, name)] == version, name
+
+
+def test_every_dependency_is_pinned_and_in_the_conda_environment():
+    """A package added to pyproject.toml must be pinned, and the ones the package itself needs must reach conda users."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    conda = (ROOT / "environment.yml").read_text()
+    back = {pip: name for name, pip in CONDA_NAMES.items()}
+    for name in project["dependencies"]:
+        assert name in pins()
+        assert f"- {back.get(name, name)}=" in conda
+    for extra in project["optional-dependencies"].values():
+        assert {name.lower() for name in extra} <= set(pins())
+
+
+def test_torch_of_the_makefile_is_the_pinned_one():
+    """The Makefile installs torch first and by itself; both places must name one version."""
+    (version,) = re.findall(r"torch==(\S+)", (ROOT / "Makefile").read_text())
+    assert pins()["torch"] == version
+
+
+def test_versions_agree():
+    """One version number in package, pyproject.toml and CITATION.cff."""
+    import repro
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert repro.__version__ == project["version"] == citation["version"]
+
+
+def test_no_path_or_host_of_a_workplace_is_tracked():
+    """Nothing committed names a machine's own folders or a package registry's host."""
+    forbidden = re.compile(r"/work/main|/tmp/brief|files\.pythonhosted|pypi\.org/simple")
+    for folder in ("repro", "notebooks", "data/papers", ".ci"):
+        for path in (ROOT / folder).rglob("*"):
+            if path.suffix in (".py", ".ipynb", ".toml", ".csv", ".html", ".css", ""):
+                if path.is_file():
+                    assert not forbidden.search(path.read_text(errors="ignore")), path
