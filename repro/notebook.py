@@ -89,12 +89,13 @@ def open_exhibit(name: str, parameters: Mapping[str, Any]) -> NotebookExhibit:
     ReproError for unknown names and values out of range.
     """
     study, exhibit = find(name)
+    allowed = ("profile", *exhibit.parameters)
     given = {
         key: value
         for key, value in parameters.items()
-        if not key.startswith("_") and key not in _IPYTHONS_OWN and type(value) in _PLAIN
+        if value is not None
+        and (key in allowed or not (type(value) not in _PLAIN or key.startswith("_") or key in _IPYTHONS_OWN))
     }
-    allowed = ("profile", *exhibit.parameters)
     if unknown := [key for key in given if key not in allowed]:
         raise ReproError(f"unknown parameter {', '.join(unknown)} of {name}: it takes {', '.join(allowed)}")
     profile = given.pop("profile", "laptop")
@@ -118,4 +119,4 @@ def _cell(value: Any) -> str:
 
 
 def _exactly(value: Any) -> str:
-    return f"{value:,.12g}" if isinstance(value, Real) else str(value)
+    return f"{value:,.12g}".replace("-", "\N{MINUS SIGN}") if isinstance(value, Real) else str(value)

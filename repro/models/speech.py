@@ -42,7 +42,7 @@ class SpeechConfig:
         return replace(self, hidden=hidden)
 
 
-# The paper prints 95,054 parameters for the RNN model's output layer; no alphabet gives it. 54 symbols give 95,094, one digit away.
+# The paper prints 95,054 parameters for the RNN model's output layer; no alphabet gives it, 54 symbols give 95,094.
 PAPER = {
     **{f"rnn{h}": SpeechConfig("rnn", h, layers=7, outputs=54) for h in (704, 1760, 2560, 3072)},
     **{f"gru{h}": SpeechConfig("gru", h, layers=3, outputs=29) for h in (2560, 3568)},

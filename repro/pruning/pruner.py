@@ -18,16 +18,16 @@ REGROWTHS = ("update", "listing", "copy")
 
 
 class GradualPruner:
-    """Algorithm 1 of Narang et al. 2017 over any model with `nn.RNN/GRU/LSTM/Linear` or layers that name their weights alike.
+    """Algorithm 1 of Narang et al. 2017 over any model with `nn.RNN/GRU/LSTM/Linear`, or layers that name their weights alike.
 
-    `schedule`: one schedule, or one per role ("recurrent", "input", "output"); roles left out stay dense. `grouping`: which weights
-    share a threshold: "type" (one per role, the paper), "layer" (one per matrix) or "all" (one, hard pruning). `skip`: parameters or
-    modules to leave dense.
+    `schedule`: one schedule, or one per role ("recurrent", "input", "output"); roles left out stay dense. `grouping`: which
+    weights share a threshold: "type" (one per role, the paper), "layer" (one per matrix) or "all" (one, hard pruning). `skip`:
+    parameters or modules to leave dense.
 
-    `regrowth`: how a pruned weight may return. "update", the prose: the update of one step may lift it from zero to the threshold, so
-    magnitudes are taken before masking. "listing": Algorithm 1 masks the stored weight before it recomputes the mask, so a zero
-    stays zero. "copy": an unmasked copy goes on collecting the updates and decides (where re-added weights start from is not
-    said in the paper; here, from the copy).
+    `regrowth`: how a pruned weight may return. "update", the prose: the update of one step may lift it from zero to the
+    threshold, so magnitudes are taken before masking. "listing": Algorithm 1 masks the stored weight before it recomputes the
+    mask, so a zero stays zero. "copy": an unmasked copy goes on collecting the updates and decides (where re-added weights
+    start from is not said in the paper; here, from the copy).
 
     Masks multiply the weights in place: fused recurrent kernels stay in use, gradients stay dense. `state_dict` holds
     iteration, masks and copies; build the pruner after moving the model to its device.

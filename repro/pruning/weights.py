@@ -21,7 +21,7 @@ def _role(module: nn.Module, name: str) -> str | None:
 def prunable_weights(model: nn.Module, skip: tuple[str, ...] = ()) -> dict[str, tuple[str, nn.Parameter]]:
     """Name -> (role, parameter) of every weight matrix the paper prunes; biases, norms and convolutions are not among them.
 
-    Roles: "recurrent" (`weight_hh*`, and the projection `weight_hr*`), "input" (`weight_ih*`), "output" (weights of `nn.Linear`).
+    Roles: "recurrent" (`weight_hh*`, and the projection `weight_hr*`), "input" (`weight_ih*`), "output" (`nn.Linear`).
     `skip`: names of parameters or of modules to leave dense. Raises ReproError for a name that matches nothing.
     """
     found: dict[str, tuple[str, nn.Parameter]] = {}

@@ -142,8 +142,9 @@ def time_products(
     budget: float = math.inf,
     seed: int = 0,
 ) -> list[Timing]:
-    """Check and time y = W x by every backend at every sparsity (fraction of zeros), all in the same rounds.
+    """Check and time y = W x by every backend, all in the same rounds, for one or several sparsities (fractions of zeros).
 
+    Of several, dense backends get the lowest only, for zeros cost them the same, and sparse ones all but a matrix without zeros.
     `rounds`, `min_seconds`, `budget`: see `interleave`, which says what rounds cost; making and checking the matrices comes on
     top (about 0.1 s per sparsity at 1760 x 1760, 0.5 s at 7680 x 2560). Timings come by backend, then sparsity. Raises
     `ReproError` for an unknown backend, an impossible size or sparsity, and a backend that is off by more than `TOLERANCE`.
@@ -157,16 +158,18 @@ def time_products(
     x = generator.standard_normal((columns, batch), dtype=np.float32)
     threads = torch.get_num_threads()
     groups, errors = {name: [] for name in backends}, {}
+    with_zeros = [s for s in sparsities if s > 0] or sparsities
+    cells = {name: with_zeros if BACKENDS[name].sparse else [min(sparsities)] for name in backends}
     with threadpool_limits(threads, user_api="blas"):
         for s in sparsities:
             weights = random_weights(rows, columns, s, generator)
             exact = weights.astype(np.float64) @ x.astype(np.float64)
             for name in groups:
-                call = BACKENDS[name].prepare(weights, x)
-                errors[name, s] = _checked_error(name, call(), exact)
-                groups[name].append(call)
+                if s in cells[name]:
+                    call = BACKENDS[name].prepare(weights, x)
+                    errors[name, s] = _checked_error(name, call(), exact)
+                    groups[name].append(call)
         samples = interleave(list(groups.values()), rounds=rounds, min_seconds=min_seconds, budget=budget, seed=seed)
-    cells = [(name, s) for name in groups for s in sparsities]
     quartiles = 1e6 * np.percentile(samples.seconds, (25, 50, 75), axis=0)
     return [
         Timing(
@@ -185,7 +188,9 @@ def time_products(
             threads=threads,
             error=errors[name, s],
         )
-        for (name, s), (lower, median, upper) in zip(cells, quartiles.T, strict=True)
+        for (name, s), (lower, median, upper) in zip(
+            [(name, s) for name in groups for s in cells[name]], quartiles.T, strict=True
+        )
     ]
 
 
@@ -305,18 +310,16 @@ def fastest(timings: Sequence[Timing], *, sparse: bool) -> Timing:
 def crossover_density(timings: Sequence[Timing]) -> float | None:
     """The density up to which the best sparse backend is at least as fast as the best dense one.
 
-    `timings`: one shape and batch at two densities (1 - sparsity) or more. Between measured densities both times are taken as
-    linear, as the bytes of CSR are. None if sparse loses even at the lowest measured density, or wins at all of them.
+    `timings`: one shape and batch, sparse backends at two densities (1 - sparsity) or more. Between measured densities sparse
+    times are taken as linear, as the bytes of CSR are. None if sparse loses even at the lowest density, or wins at all.
     """
     if len({(timing.rows, timing.columns, timing.batch) for timing in timings}) != 1:
         raise ReproError("a crossover is of one shape and batch: give the timings of exactly one")
-    ordered = sorted({timing.sparsity for timing in timings}, reverse=True)
+    dense = fastest(timings, sparse=False).median_us
+    ordered = sorted({timing.sparsity for timing in timings if timing.sparse}, reverse=True)
     if len(ordered) < 2:
         raise ReproError(f"a crossover needs two sparsities or more, only {ordered} was timed")
-    gains = []
-    for sparsity in ordered:
-        here = [timing for timing in timings if timing.sparsity == sparsity]
-        gains.append(fastest(here, sparse=False).median_us - fastest(here, sparse=True).median_us)
+    gains = [dense - fastest([t for t in timings if t.sparsity == s], sparse=True).median_us for s in ordered]
     if gains[0] < 0:
         return None
     for (sparser, gain), (denser, loss) in itertools.pairwise(zip(ordered, gains, strict=True)):

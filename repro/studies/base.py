@@ -172,8 +172,8 @@ def changed(profile: Any, changes: Mapping[str, Any]) -> Any:
 def recorded(trials: Iterable[Trial], store: Store) -> dict[str, Record]:
     """What the store has of these trials, by key, without running anything.
 
-    A timing trial's key holds the machine; for showing published timings, a record of the same trial from another machine counts
-    (its provenance names that machine).
+    A timing trial's key holds the machine; for showing published timings, a record of the same trial from another machine
+    counts (its provenance names that machine).
     """
     found = {}
     elsewhere: dict[str, Record] | None = None

@@ -22,10 +22,10 @@ PERCENTILES = tuple(i / 100 for i in range(50, 100))  # at which a dense trial r
 class Pruning:
     """How a model is pruned while it trains. Fractions of an epoch follow Table 1 of the paper.
 
-    `method`: "ramp" (the paper: q from the dense trial `dense`), "auto" (q from the weights in training, ours), "hard" (once, after
-    `hard_epoch`), "cubic" (Zhu and Gupta 2017) or "printed sign" (Algorithm 1 as printed). `sparsity`: wanted share of zeros in
-    the pruned matrices, or the percentile that gives q. `freq` in iterations, `phi` in thetas; `grouping` and `regrowth` as
-    in `GradualPruner`; `roles`: which matrices are pruned.
+    `method`: "ramp" (the paper: q from the dense trial `dense`), "auto" (q from the weights in training, ours), "hard" (once,
+    after `hard_epoch`), "cubic" (Zhu and Gupta 2017) or "printed sign" (Algorithm 1 as printed). `sparsity`: wanted share of
+    zeros in the pruned matrices, or the percentile that gives q. `freq` in iterations, `phi` in thetas; `grouping` and
+    `regrowth` as in `GradualPruner`; `roles`: which matrices are pruned.
     """
 
     method: str = "ramp"
@@ -212,7 +212,7 @@ def _columns(history: list[dict]) -> dict[str, dict[str, list]]:
 
 
 class _Trace:
-    """What the pruner did: a row per recurrent matrix and refresh (Figure 2b is drawn from them), and which weights came back."""
+    """What the pruner did: a row per recurrent matrix and refresh (Figure 2b is drawn from them), and what came back."""
 
     def __init__(self, pruner: GradualPruner | None):
         self.pruner = pruner

@@ -33,7 +33,7 @@ class ProductTrial(Trial):
 
     def seconds(self) -> float:
         weights = sum(rows * columns for rows, columns in self.shapes) / self.scale**2
-        return 5 + len(self.sparsities) * (weights * 1.2e-7 + len(self.shapes) * self.rounds * 0.05)
+        return 5 + len(self.sparsities) * weights * 6e-8 + len(self.shapes) * self.rounds * 0.4
 
     def label(self) -> str:
         return f"products of {len(self.shapes)} shapes, repeat {self.replicate}"
@@ -62,8 +62,8 @@ class ProductTrial(Trial):
 class StepTrial(Trial):
     """One training step of the speech model with and without the pruner, in turn, on the same made batch.
 
-    Metrics in milliseconds, medians over `steps`: `dense_ms`, `pruned_ms` (optimizer step and pruner in it), and the pruner's own
-    `pruner_ms`; `overhead_percent` of the dense step, refreshes of the masks included at their share (one in `freq`).
+    Metrics in milliseconds, medians over `steps`: `dense_ms`, `pruned_ms` (optimizer step and pruner in it), and the pruner's
+    own `pruner_ms`; `overhead_percent` of the dense step, refreshes of the masks included at their share (one in `freq`).
     """
 
     study: ClassVar[str] = "narang2017"

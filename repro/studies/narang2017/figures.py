@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 from repro.report import plots
 from repro.report.published import load_published
@@ -20,6 +23,29 @@ BLUE, RED, GREEN, PINK, ORANGE, SKY = plots.PALETTE
 def _bars(values) -> tuple[float, float, float]:
     found = summary(values)
     return found["ours"], found["low"], found["high"]
+
+
+def _note(figure: Figure, words: str) -> None:
+    """What the numbers were measured on, above all panels."""
+    figure.suptitle(words, fontsize=9, x=0.01, ha="left")
+
+
+def _legend_below(ax, columns: int = 2) -> None:
+    """A panel's own legend, each label once."""
+    handles = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
+    ax.legend(handles.values(), handles, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=columns, fontsize=8)
+
+
+def _plain_log(ax, axis: str) -> None:
+    """A logarithmic axis "x" or "y" that is labelled with numbers, not powers; once everything is drawn."""
+    ax.set(**{f"{axis}scale": "log"})
+    low, high = getattr(ax, f"get_{axis}lim")()
+    decades = abs(math.log10(high / low))
+    steps = range(1, 10) if decades < 1 else (1, 2, 5) if decades < 2.5 else (1,)
+    ticks = getattr(ax, f"{axis}axis")
+    ticks.set_major_locator(LogLocator(subs=steps))
+    ticks.set_minor_locator(NullLocator())
+    ticks.set_major_formatter(StrMethodFormatter("{x:,g}"))
 
 
 def schedule(results: Results) -> Figure:
@@ -42,6 +68,7 @@ def schedule(results: Results) -> Figure:
     ):
         value = paper("table1", series, "multiple_of_q")
         plots.paper(ax, [x / 2750], [value.value], value.known, "paper, Equation 1")
+    ax.set_xticks(range(0, 21, 5))
     ax.set(xlabel="epoch (20 in all, 55,000 iterations)", ylabel="threshold epsilon / q", title="The ramp of Algorithm 1")
     plots.ours_and_paper_legend(ax)
     return figure
@@ -56,46 +83,49 @@ def layer_counts(exhibit: str):
         plots.paper(ax, [printed / 1e6 for _, _, printed, _ in rows], places, rows[0][3])
         ax.set_yticks(places, [layer for layer, _, _, _ in rows])
         ax.invert_yaxis()
-        ax.set(xlabel="parameters, millions (log scale)", xscale="log", title="Parameters by layer at full size")
+        _plain_log(ax, "x")
+        ax.set(xlabel="parameters, millions (log scale)", title="Parameters by layer at full size")
         plots.ours_and_paper_legend(ax)
         return figure
 
     return draw
 
 
+_COLOURS = {"RNN dense": BLUE, "RNN sparse": RED, "GRU dense": GREEN, "GRU sparse": PINK}
+_MARKERS = {"704": "v", "1760": "o", "2560": "s", "3072": "D", "3568": "^"}
+
+
 def main_results(results: Results) -> Figure:
     """Left: CER against size, ours. Right: relative performance of each row, ours and the paper's."""
-    figure, (left, right) = plots.new_figure(1, 2, size=(10, 4.6), width_ratios=(1, 1.2))
-    styles = {"RNN dense": (BLUE, "o"), "RNN sparse": (RED, "s"), "GRU dense": (GREEN, "^"), "GRU sparse": (PINK, "D")}
+    figure, (left, right) = plots.new_figure(1, 2, size=(10, 4.8), width_ratios=(1, 1.2))
     for arm in TABLE3:
-        colour, marker = styles[" ".join(arm.split()[:2])]
+        kind, width = arm.rsplit(" ", 1)
         mean, low, high = _bars(100 * results.metric(arm, "test_cer"))
         size = summary(results.metric(arm, "nonzero"))["ours"] / 1e3
-        kind = " ".join(arm.split()[:2])
-        plots.points(left, [size], [mean], [low], [high], kind, color=colour, marker=marker)
-        left.annotate(arm.split()[-1], (size, mean), textcoords="offset points", xytext=(7, 4), fontsize=8)
-    left.set(
-        xscale="log",
-        xlabel="non-zero parameters, thousands",
-        ylabel="test CER, %",
-        title=f"Error rate and size ({corpus_note(results.profile)})",
-    )
-    left.title.set_fontsize(9)
+        plots.points(left, [size], [mean], [low], [high], arm, color=_COLOURS[kind], fmt=_MARKERS[width])
+    _plain_log(left, "x")
+    left.set(xlabel="non-zero parameters, thousands (log scale)", ylabel="test CER, %", title="Error rate and size, ours")
     arms = [arm for arm in TABLE3 if arm != base_of(arm)]
     places = np.arange(len(arms))
-    bars = np.array([_bars(-relative_cer(results, arm, base_of(arm))) for arm in arms])
     right.axvline(0, color="black", linewidth=0.8)
-    for place, (mean, low, high) in zip(places, bars, strict=True):
-        error = None if np.isnan(low) else [[max(mean - low, 0)], [max(high - mean, 0)]]
-        right.errorbar([mean], [place - 0.12], xerr=error, fmt="o", color=BLUE, capsize=3, label="ours, 95 % interval")
+    for arm, place in zip(arms, places, strict=True):
+        _sideways(right, place - 0.12, -relative_cer(results, arm, base_of(arm)))
     published = [table3(arm, "relative_percent") for arm in arms]
     plots.paper(right, [p.value for p in published], places + 0.12, published[0].known)
     right.set_yticks(places, arms)
     right.invert_yaxis()
-    right.set(xlabel="relative performance against the dense baseline, % (right: better)", title="Relative performance")
-    for ax in (left, right):
-        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2)
+    right.set(xlabel="% of the dense baseline's CER (right: better)", title="Relative performance")
+    _legend_below(left, columns=3)
+    _legend_below(right)
+    _note(figure, corpus_note(results.profile))
     return figure
+
+
+def _sideways(ax, place: float, values) -> None:
+    """A mean with its interval along x."""
+    mean, low, high = _bars(values)
+    error = None if np.isnan(low) else [[max(mean - low, 0)], [max(high - mean, 0)]]
+    ax.errorbar([mean], [place], xerr=error, fmt="o", color=BLUE, capsize=3, label="ours, 95 % interval")
 
 
 def hard_pruning(results: Results) -> Figure:
@@ -115,10 +145,10 @@ def hard_pruning(results: Results) -> Figure:
     ax.set(
         xlabel="epoch of hard pruning (of 20)",
         ylabel="relative performance, %",
-        title=f"Hard against gradual pruning of RNN 1760 ({corpus_note(results.profile)})",
+        title="Hard against gradual pruning, RNN 1760",
     )
-    ax.title.set_fontsize(10)
-    plots.ours_and_paper_legend(ax)
+    _note(figure, corpus_note(results.profile))
+    plots.ours_and_paper_legend(ax, columns=2)
     return figure
 
 
@@ -141,7 +171,7 @@ def gemm_times(results: Results) -> Figure | None:
     plots.paper(left, places, [p.value for p in published], published[0].known, "paper, over the smaller dense layer")
     left.axhline(1, color="black", linewidth=0.8)
     left.set_xticks(places, names, fontsize=8)
-    left.set(ylabel="speed-up of 95 % sparse, batch 1", title="Speed-ups of Table 6")
+    left.set(ylabel="speed-up of 95 % sparse, batch 1", title="Speed-ups: this machine's CPU, the paper's GPU")
     from repro.studies.narang2017.tables import product_grid
 
     grid = product_grid(results).query("batch == 1")
@@ -151,21 +181,21 @@ def gemm_times(results: Results) -> Figure | None:
         right.plot(group["bound_us"], group["median_us"], marker, color=colour, label=backend, markersize=5)
     ends = np.array([grid["bound_us"].min(), grid["bound_us"].max()])
     right.plot(ends, ends, color="black", linewidth=1, label="bound: reading the bytes")
+    _plain_log(right, "x")
+    _plain_log(right, "y")
     right.set(
-        xscale="log",
-        yscale="log",
-        xlabel="time to read the matrix at measured bandwidth, us",
-        ylabel="measured time, us",
-        title="Roofline, batch 1",
+        xlabel="time to read the matrix at measured bandwidth, µs",
+        ylabel="measured time, µs",
+        title="Roofline, this machine, batch 1, all sparsities",
     )
-    for ax in (left, right):
-        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2, fontsize=8)
+    _legend_below(left, columns=1)
+    _legend_below(right)
     return figure
 
 
 def loss_curves(results: Results) -> Figure:
-    """Figure 1a (RNN) and 1b (GRU): training and validation loss; the paper's readings in a panel of their own scale."""
-    figure, axes = plots.new_figure(1, 2, size=(10, 4.6), sharey=True)
+    """Figure 1a (RNN) and 1b (GRU): training and validation loss. The paper's readings, of other speech, are in the table."""
+    figure, axes = plots.new_figure(1, 2, size=(10, 4.8), sharey=True)
     panels = (
         ("a: bidirectional RNN", {"RNN dense 1760": BLUE, "RNN sparse 2560": RED, "RNN sparse 3072": GREEN}),
         ("b: GRU", {"GRU dense 2560": BLUE, "GRU sparse 2560": RED}),
@@ -180,11 +210,13 @@ def loss_curves(results: Results) -> Figure:
                 plots.band(ax, epochs, *bootstrap_band(losses), f"{arm}, {name}", color=colour, linestyle=style)
         end = results.profile.epochs / 2
         ax.axvspan(1, end, color="black", alpha=0.04, linewidth=0)
-        ax.annotate("pruning", (end, 0.97), xycoords=("data", "axes fraction"), ha="right", va="top", fontsize=8)
-        ax.set(xlabel="epoch", yscale="log", title=f"{title} ({corpus_note(results.profile)})")
-        ax.title.set_fontsize(9)
-        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2, fontsize=8)
-    axes[0].set_ylabel("CTC cost, nats per utterance")
+        ax.annotate("pruning", (end, 0.98), xycoords=("data", "axes fraction"), ha="right", va="top", fontsize=8)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.set(xlabel="epoch", title=title)
+        _legend_below(ax)
+    _plain_log(axes[0], "y")
+    axes[0].set_ylabel("CTC cost, nats per utterance (log scale)")
+    _note(figure, corpus_note(results.profile))
     return figure
 
 
@@ -202,6 +234,7 @@ def layer_sparsities(results: Results) -> Figure | None:
         bars = np.array([_bars(values) for values in by_layer.values()])
         plots.points(left, np.array(list(by_layer)) + shift, *bars.T, direction, color=colour)
     left.set_xticks(sorted(by_layer))
+    left.set_ylim(top=min(left.get_ylim()[1], 100.5))
     left.set(xlabel="recurrent layer (1: nearest the input)", ylabel="zeros, %", title="a: sparsity of the recurrent layers")
     record = records[0]
     table = record.curves["schedule"]
@@ -224,12 +257,12 @@ def layer_sparsities(results: Results) -> Figure | None:
         published = paper("figure2b", "schedule", name).value / 55_000
         right.axvline(published, color=plots.PAPER, linewidth=0.8, linestyle=":")
         right.annotate(
-            f"paper {name}", (published, 0.5), xycoords=("data", "axes fraction"), rotation=90, ha="right", fontsize=8
+            f"paper {name}", (published, 0.5), xycoords=("data", "axes fraction"), rotation=90, ha="left", fontsize=8
         )
     right.set(xlabel="fraction of training", ylabel="weights pruned, %", title="b: schedule of the matrix nearest to 95 %")
     for ax in (left, right):
-        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2)
-    figure.suptitle(f"RNN sparse 1760, {corpus_note(results.profile)}", fontsize=9)
+        _legend_below(ax)
+    _note(figure, f"RNN sparse 1760, {corpus_note(results.profile)}")
     return figure
 
 
@@ -251,7 +284,8 @@ def memory_sizes(results: Results) -> Figure:
         ax.bar(places + shift, sizes, width=0.25, color=colour, label=label)
     plots.paper(ax, places - 0.27, [p.value for p in published], published[0].known)
     ax.set_xticks(places, q.MEMORY, fontsize=8)
-    ax.set(yscale="log", ylabel="megabytes (log scale)", title="Model size, float32, with and without positions")
+    _plain_log(ax, "y")
+    ax.set(ylabel="megabytes (log scale)", title="Model size, float32, with and without positions")
     plots.ours_and_paper_legend(ax, columns=2)
     return figure
 
@@ -269,15 +303,15 @@ def onchip_projection(results: Results) -> Figure:
         ax.plot(100 - percents, units, "o-", color=colour, label=label, markersize=4)
     published = [paper("onchip", "NVIDIA P100, float16", "hidden_units", percent) for percent in (0, 90, 99)]
     plots.paper(ax, [100, 10, 1], [p.value for p in published], published[0].known)
+    _plain_log(ax, "x")
+    _plain_log(ax, "y")
     ax.set(
-        xscale="log",
-        yscale="log",
-        xlabel="density, %",
-        ylabel="hidden units that fit",
-        title="Widest recurrent layer on the chip (float16, 13.5 MB)",
+        xlabel="density, % (log scale)",
+        ylabel="hidden units that fit (log scale)",
+        title=f"Widest recurrent layer on the chip (float16, {capacity / 1e6:.1f} MB)",
     )
     ax.invert_xaxis()
-    plots.ours_and_paper_legend(ax)
+    plots.ours_and_paper_legend(ax, columns=2)
     return figure
 
 
@@ -293,8 +327,8 @@ def paper_arithmetic(results: Results) -> Figure:
     ax.set_yticks(places, [row for row, _, _ in rows], fontsize=8)
     ax.invert_yaxis()
     ax.set(
-        xlabel="printed minus recomputed relative performance, points (dotted: what rounding allows)",
-        title="Tables 3 and 4 against their own CERs",
+        xlabel="printed minus recomputed, points (dotted: what rounding allows)",
+        title="Relative performance in Tables 3 and 4 against their own CERs",
     )
     return figure
 
@@ -322,9 +356,9 @@ def ablations(results: Results) -> Figure:
     ax.invert_yaxis()
     ax.set(
         xlabel="CER against RNN sparse 1760, % (left: better), 95 % interval",
-        title=f"Ablations and other methods ({corpus_note(results.profile)})",
+        title="Ablations and other methods",
     )
-    ax.title.set_fontsize(10)
+    _note(figure, corpus_note(results.profile))
     return figure
 
 
@@ -334,6 +368,7 @@ def pruner_cost(results: Results) -> Figure:
     ax.barh(["GradualPruner"], [summary(values)["ours"]], color=SKY, height=0.4, label="mean over repeats")
     ax.plot(values, np.zeros(len(values)), "o", color=BLUE, label="one repeat")
     ax.axvline(2, color=RED, linestyle="--", label="2 %, our own limit")
-    ax.set(xlabel="time of pruner.step(), % of a dense training step", title="Cost of pruning while training", xlim=(0, 2.4))
+    ax.set(xlabel="time of pruner.step(), % of a dense training step", title="Cost of pruning while training", ylim=(-0.6, 0.6))
+    ax.set_xlim(0, max(2.4, 1.2 * values.max(initial=0)))
     plots.ours_and_paper_legend(ax)
     return figure
