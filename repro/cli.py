@@ -211,7 +211,7 @@ def _report(options) -> None:
                     study=run.study.name,
                     name=run.exhibit.name,
                     title=run.exhibit.title,
-                    caption=f"{run.exhibit.caption} {run.study.corpus_note(run.profile).capitalize()}.",
+                    caption=f"{run.exhibit.caption} {_measured_on(run)}".strip(),
                     notebook=notebook,
                     figures=tuple(figures),
                     csv=tuple(tables),
@@ -239,6 +239,12 @@ def _report(options) -> None:
         source=study.corpus_note(study.profile(options.profile)),
     )
     print(index)
+
+
+def _measured_on(run) -> str:
+    """The words that name the corpus, where an exhibit's trials have one."""
+    note = run.study.corpus_note(run.profile)
+    return f"{note[0].upper()}{note[1:]}." if any(hasattr(trial, "corpus") for trial in run.trials) else ""
 
 
 def _publish(options) -> None:

@@ -119,4 +119,7 @@ def _cell(value: Any) -> str:
 
 
 def _exactly(value: Any) -> str:
-    return f"{value:,.12g}".replace("-", "\N{MINUS SIGN}") if isinstance(value, Real) else str(value)
+    if not isinstance(value, Real):
+        return str(value)
+    text = f"{value:,.0f}" if value == int(value) else f"{value:,.6g}"
+    return text.replace("-", "\N{MINUS SIGN}")

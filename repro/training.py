@@ -97,6 +97,7 @@ def _resume(path: Path | None, parts: dict[str, Stateful]) -> list[dict]:
         for name, part in parts.items():
             part.load_state_dict(saved["parts"][name])
     except Exception as error:
-        raise ReproError(f"checkpoint {path} cannot be read ({error}): delete it to train from the start") from error
+        what = str(error).partition("\n")[0]
+        raise ReproError(f"checkpoint {path} cannot be read ({what}): delete it to train from the start") from error
     torch.set_rng_state(saved["rng"])
     return saved["history"]

@@ -31,13 +31,14 @@ properties = settings(deadline=None, derandomize=True, database=None)
 def ramps(draw, phi=None):
     start = draw(st.integers(0, 500))
     flat, steep = draw(st.integers(0, 500)), draw(st.integers(0, 500))
-    assume(flat + steep > 0)
+    freq = draw(st.integers(1, 200))
+    assume((start + flat + steep - 1) // freq * freq > start)  # a refresh falls inside
     return Ramp(
         q=draw(st.floats(1e-3, 10)),
         start=start,
         ramp=start + flat,
         end=start + flat + steep,
-        freq=draw(st.integers(1, 200)),
+        freq=freq,
         phi=draw(st.floats(0.5, 4)) if phi is None else phi,
     )
 
@@ -111,6 +112,7 @@ def test_ramp_is_algorithm_1(ramp):
 @given(ramps(), st.integers(1, 1000))
 def test_freq_cancels(ramp, freq):
     """freq decides when epsilon is updated, not its value."""
+    assume((ramp.end - 1) // freq * freq > ramp.start)
     other = Ramp(ramp.q, ramp.start, ramp.ramp, ramp.end, freq, ramp.phi)
     for iteration in range(ramp.start, ramp.end + 1, 7):
         assert ramp.threshold(iteration) == pytest.approx(other.threshold(iteration))

@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from dataclasses import replace
 
 import browser
 import nbformat
@@ -230,11 +231,11 @@ def test_numbers_are_written_for_reading(value, unit, shown):
 
 def test_scoreboard_counts_and_headlines(ledger):
     """The README's table counts verdicts per study and shows headline claims only, in cells that Markdown keeps apart."""
-    board = site.scoreboard_markdown(ledger, TITLES)
+    board = site.scoreboard_markdown([replace(v, source="toy corpus") for v in ledger], TITLES)
     assert "| Exploring Toys in Recurrent Rooms | 1 | 1 | 1 | 1 | 1 |" in board
     headline = board.splitlines()[-1]
     assert (
-        headline.endswith("| 10% higher CER | 9.71% [8, 12], 3 seeds | **holds as a trend** |")
+        headline.endswith("| 10% higher CER | 9.71% [8, 12], 3 seeds, toy corpus | **holds as a trend** |")
         and r"baseline \| as" in headline
     )
     assert board.count("**") == 2

@@ -33,9 +33,10 @@ class SpeechConfig:
 
     def __post_init__(self):
         one_of("cell", self.cell, ("rnn", "gru"))
-        for name in ("hidden", "layers", "channels", "bins", "outputs"):
-            if getattr(self, name) < 1:
-                raise ReproError(f"SpeechConfig.{name} is {getattr(self, name)}: it must be at least 1")
+        # The first kernel spans 41 bins; far below, torch 2.13's CPU convolution (oneDNN) crashes in its weight gradient.
+        for name, least in (("hidden", 1), ("layers", 1), ("channels", 1), ("bins", 41), ("outputs", 1)):
+            if getattr(self, name) < least:
+                raise ReproError(f"SpeechConfig.{name} is {getattr(self, name)}: it must be at least {least}")
 
     def scaled(self, hidden: int) -> "SpeechConfig":
         """The same model at another width."""

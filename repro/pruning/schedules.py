@@ -65,6 +65,8 @@ class Ramp:
             raise ReproError(f"q is {self.q}: it must be a positive magnitude")
         if not self.phi > 0:
             raise ReproError(f"phi is {self.phi}: it must be positive (the paper uses 1.5 to 2)")
+        if self.last_update() <= self.start:
+            raise ReproError(f"no multiple of freq {self.freq} between start {self.start} and end {self.end}: lower freq")
 
     @property
     def theta(self) -> float:
@@ -102,9 +104,7 @@ class AutoRamp:
 
     def __post_init__(self):
         magnitude_quantile(torch.ones(1), self.sparsity)
-        shape = self._shape()
-        if shape.last_update() <= self.start:
-            raise ReproError(f"no multiple of freq {self.freq} between start {self.start} and end {self.end}: lower freq")
+        self._shape()
 
     def _shape(self) -> Ramp:
         return Ramp(1.0, self.start, self.ramp, self.end, self.freq, self.phi)

@@ -133,7 +133,8 @@ def scoreboard_markdown(ledger: Iterable[Verdict], titles: Mapping[str, str]) ->
     for _, verdicts in studies:
         for v in verdicts:
             if v.claim.headline:
-                lines.append(f"| {_cell(v.claim.text)} | {_cell(v.claim.paper)} | {_cell(_ours(v))} | **{v.verdict}** |")
+                ours = ", ".join(filter(None, (_ours(v), v.source)))
+                lines.append(f"| {_cell(v.claim.text)} | {_cell(v.claim.paper)} | {_cell(ours)} | **{v.verdict}** |")
     return "\n".join(lines)
 
 

@@ -2,7 +2,7 @@
 
 import math
 import tomllib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -56,7 +56,8 @@ class Claim:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The decision on one claim: our mean and interval (NaN where there is none), the number of seeds used, and why."""
+    """The decision on one claim: our mean and interval (NaN where there is none), the seeds used, why, and `source`, what it
+    was measured on."""
 
     claim: Claim
     verdict: str
@@ -64,7 +65,8 @@ class Verdict:
     low: float = math.nan
     high: float = math.nan
     n: int = 0
-    reason: str = field(default="")
+    reason: str = ""
+    source: str = ""
 
 
 _COMMON = {"id", "topic", "text", "where", "exhibit", "paper", "kind"}
@@ -171,7 +173,7 @@ def _decide_measured(claim: Claim, values: np.ndarray, source: str, papers_own_d
     on = f" ({source})" if source else ""
 
     def verdict(word: str, reason: str) -> Verdict:
-        return Verdict(claim, word, mean, low, high, n, ". ".join([reason + on, *caveats]) + ".")
+        return Verdict(claim, word, mean, low, high, n, ". ".join([reason + on, *caveats]) + ".", source)
 
     if n < MINIMUM_SEEDS:
         return verdict(UNDECIDED, f"{n} of at least {MINIMUM_SEEDS} seeds")

@@ -144,7 +144,7 @@ def time_products(
 ) -> list[Timing]:
     """Check and time y = W x by every backend, all in the same rounds, for one or several sparsities (fractions of zeros).
 
-    Of several, dense backends get the lowest only, for zeros cost them the same, and sparse ones all but a matrix without zeros.
+    Of several, dense backends get the lowest only (zeros cost them the same), sparse ones all but a matrix without zeros.
     `rounds`, `min_seconds`, `budget`: see `interleave`, which says what rounds cost; making and checking the matrices comes on
     top (about 0.1 s per sparsity at 1760 x 1760, 0.5 s at 7680 x 2560). Timings come by backend, then sparsity. Raises
     `ReproError` for an unknown backend, an impossible size or sparsity, and a backend that is off by more than `TOLERANCE`.

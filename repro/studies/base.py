@@ -63,8 +63,10 @@ class Results:
         """(seeds, points) of one column of a curve, of the seeds that finished."""
         return np.array([record.curves[name][column] for record in self.seeds(arm)])
 
-    def missing(self) -> list[Trial]:
-        return [t for trials in self.arms.values() for t in trials if t.key() not in self.records]
+    def machine(self) -> str:
+        """The processor behind the first record: times are of that machine."""
+        made = next((record.provenance for record in self.used()), {})
+        return f"{made.get('cpu', 'no machine yet')}, {made.get('threads', 0)} threads"
 
     def used(self) -> list[Record]:
         """Records of this exhibit, each once, in the order of its arms."""
@@ -138,12 +140,12 @@ class Study:
 
     def verdicts(self, exhibit: str, results: Results) -> list[Verdict]:
         """The verdicts on the claims that `exhibit` decides."""
-        note = self.corpus_note(results.profile)
         found = []
         for claim in self.claims():
             if claim.exhibit == exhibit:
                 values = None if claim.kind == "untestable" else self._values(claim, results)
-                found.append(decide(claim, values, note))
+                source = results.machine() if claim.kind == "machine" else self.corpus_note(results.profile)
+                found.append(decide(claim, values, source))
         return found
 
     def _values(self, claim: Claim, results: Results):
@@ -165,7 +167,7 @@ def changed(profile: Any, changes: Mapping[str, Any]) -> Any:
             raise ReproError(f"parameter {name} is {value!r}: it should be of type {wanted}, such as {fields[name]!r}")
         if value != fields[name]:
             new[name] = value
-    title = ", ".join([profile.name, *(f"{name}={value:g}" for name, value in new.items())])
+    title = ", ".join([profile.name, *(f"{name}={new[name]:g}" for name in fields if name in new)])
     return dataclasses.replace(profile, **new, name=title)
 
 

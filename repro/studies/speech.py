@@ -71,14 +71,14 @@ class SpeechTrial(Trial):
 
     def seconds(self) -> float:
         """Fitted by eye to runs on one core; only plans and progress bars depend on it."""
-        audio = {"an4": 2290.0, "laptop": 900.0, "smoke": 60.0}[self.corpus_size or self.corpus]
+        audio = {"an4": 2290.0, "laptop": 738.0, "smoke": 60.0}[self.corpus_size or self.corpus]
         frames = audio / STEP_SECONDS / math.prod(self.time_strides)
         bins = 41 if self.corpus == "an4" else 21
         gates, directions = (3, 1) if self.cell == "gru" else (1, 2)
         macs = (
             self.layers * gates * (1 + directions) * self.hidden**2 + bins * 250 * self.channels**2 + bins * 900 * self.channels
         )
-        return self.epochs * frames * (3 * macs / 3.0e10 + 1.5e-5)
+        return 3 + self.epochs * frames * (3 * macs / 2.8e10 + (1e-4 if self.cell == "gru" else 4e-5))
 
     def label(self) -> str:
         how = "dense" if self.pruning is None else f"{self.pruning.method} {self.pruning.sparsity:.0%}"

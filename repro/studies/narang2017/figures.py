@@ -194,13 +194,14 @@ def gemm_times(results: Results) -> Figure | None:
 
 
 def loss_curves(results: Results) -> Figure:
-    """Figure 1a (RNN) and 1b (GRU): training and validation loss. The paper's readings, of other speech, are in the table."""
+    """Figure 1a (RNN) and 1b (GRU): training and validation loss, with the paper's readings at their share of training."""
     figure, axes = plots.new_figure(1, 2, size=(10, 4.8), sharey=True)
     panels = (
-        ("a: bidirectional RNN", {"RNN dense 1760": BLUE, "RNN sparse 2560": RED, "RNN sparse 3072": GREEN}),
-        ("b: GRU", {"GRU dense 2560": BLUE, "GRU sparse 2560": RED}),
+        ("figure1a", "a: bidirectional RNN", {"RNN dense 1760": BLUE, "RNN sparse 2560": RED, "RNN sparse 3072": GREEN}),
+        ("figure1b", "b: GRU", {"GRU dense 2560": BLUE, "GRU sparse 2560": RED}),
     )
-    for ax, (title, arms) in zip(axes, panels, strict=True):
+    for ax, (panel, title, arms) in zip(axes, panels, strict=True):
+        _paper_losses(ax, panel, results.profile.epochs)
         for arm, colour in arms.items():
             for column, style, name in (("train_loss", "-", "train"), ("validation_loss", "--", "validation")):
                 if not results.has(arm):
@@ -218,6 +219,15 @@ def loss_curves(results: Results) -> Figure:
     axes[0].set_ylabel("CTC cost, nats per utterance (log scale)")
     _note(figure, corpus_note(results.profile))
     return figure
+
+
+def _paper_losses(ax, panel: str, epochs: int) -> None:
+    """The costs read off the paper's figure (other speech, other lengths); its 20 epochs are stretched to ours."""
+    rows = load_published(STUDY)
+    rows = rows[(rows["exhibit"] == panel) & rows["metric"].isin(["ctc_cost", "ctc_cost_peak"]) & rows["x"].notna()]
+    for kind, marker in (("dense", "o"), ("sparse", "s")):
+        found = rows[rows["series"].str.startswith(kind)]
+        plots.paper(ax, found["x"] / q.PAPER_EPOCHS * epochs, found["value"], "image", f"paper, {kind}", marker=marker)
 
 
 def layer_sparsities(results: Results) -> Figure | None:

@@ -58,6 +58,7 @@ RANGES = (
     ("rnn_scale", 1, 128),
     ("gru_scale", 1, 128),
     ("timing_repeats", 1, 100),
+    ("timing_rounds", 1, 1000),
 )
 
 LAPTOP = Profile(
@@ -96,6 +97,7 @@ PROFILES = {
         corpus_size="smoke",
         seeds=2,
         epochs=4,
+        batch=4,
         rnn_scale=88,
         gru_scale=128,
         rnn_layers=2,

@@ -126,6 +126,15 @@ def _products(results: Results) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
+GRID_HEADERS = {
+    "median_us": "median",
+    "lower_us": "lower",
+    "upper_us": "upper",
+    "bound_us": "bound",
+    "dropped": "rounds dropped",
+}
+
+
 def product_grid(results: Results) -> pd.DataFrame:
     """Median over repeats of each library's median and quartiles, and the time that reading the bytes takes at least."""
     rows = _products(results)
@@ -170,7 +179,7 @@ def gemm_times(results: Results) -> Tables:
         "Rows of Table 6": beside(printed),
         "Same-size speed-ups (ours)": beside(same_size),
         "Cross-over density (blank: sparse wins, or loses, throughout)": pd.DataFrame(crossings),
-        "Whole grid, microseconds": product_grid(results),
+        "Whole grid, microseconds (median, quartiles, bound by bytes)": product_grid(results).rename(columns=GRID_HEADERS),
     }
 
 
