@@ -192,7 +192,8 @@ def _decide_measured(claim: Claim, values: np.ndarray, source: str, papers_own_d
     elif in_paper:
         number = f"also {span(claim.holds)}, around the paper's number"
     else:
-        number = f"not all of it {span(claim.holds)}, around the paper's number"
+        missed = high < claim.holds[0] or low > claim.holds[1]
+        number = f"{'none' if missed else 'not all'} of it {span(claim.holds)}, around the paper's number"
     other = "another machine" if claim.kind == "machine" else "the paper's own data" if papers_own_data else "other data"
     return verdict(TREND, f"The interval lies {span(claim.trend)}; {number}; {other}")
 
