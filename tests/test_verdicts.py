@@ -34,7 +34,7 @@ def test_exact_claims_take_one_number(values):
     ("values", "word", "said"),
     [
         ([8, 9, 10, 12], TREND, "also between 5 and 15"),
-        ([1, 2, 3], TREND, "not all of it between 5 and 15"),
+        ([1, 2, 3], TREND, "none of it between 5 and 15"),
         ([4, 9, 10], TREND, "not all of it"),
         ([-3, -2, -1], FAILS, "above 0"),
         ([-1, 5, 6], UNDECIDED, "reaches the bound 0"),
