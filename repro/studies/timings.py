@@ -60,7 +60,7 @@ class ProductTrial(Trial):
 
 @dataclass(frozen=True, kw_only=True)
 class StepTrial(Trial):
-    """One training step of the speech model with and without the pruner, in turn, on the same made batch.
+    """One training step of the speech model with and without the paper's pruning, in turn, on the same made batch.
 
     Metrics in milliseconds, medians over `steps`: `dense_ms`, `pruned_ms` (optimizer step and pruner in it), and the pruner's
     own `pruner_ms`; `overhead_percent` of the dense step, refreshes of the masks included at their share (one in `freq`).
@@ -68,6 +68,7 @@ class StepTrial(Trial):
 
     study: ClassVar[str] = "narang2017"
     kind: ClassVar[str] = "step"
+    code_version: ClassVar[int] = 2
     timing: ClassVar[bool] = True
 
     hidden: int
@@ -91,7 +92,7 @@ class StepTrial(Trial):
         import torch
 
         from repro.models.speech import SpeechConfig, SpeechModel
-        from repro.pruning import AutoRamp, GradualPruner
+        from repro.pruning import GradualPruner, Ramp, dense_quantiles
 
         seed = seed_for(self.study, self.replicate, "weights")
         generator = torch.Generator().manual_seed(seed)
@@ -104,9 +105,11 @@ class StepTrial(Trial):
             torch.manual_seed(seed)
             model = SpeechModel(shape)
             arms[name] = (model, torch.optim.AdamW(model.parameters(), 1e-3))
-        # The middle of the ramp, where masks are refreshed every `freq` steps.
-        schedule = AutoRamp(0.9, start=0, ramp=self.steps, end=4 * self.steps, freq=self.freq)
-        pruner = GradualPruner(arms["pruned"][0], schedule, skip=("ctc",))
+        # The paper's ramp in its middle, where masks are refreshed every `freq` steps.
+        pruned = arms["pruned"][0]
+        times = {"start": 0, "ramp": self.steps, "end": 4 * self.steps, "freq": self.freq}
+        schedule = {role: Ramp(q, **times) for role, q in dense_quantiles(pruned, skip=("ctc",)).items()}
+        pruner = GradualPruner(pruned, schedule, skip=("ctc",))
 
         def step(name: str) -> tuple[float, float]:
             model, optimizer = arms[name]

@@ -434,6 +434,7 @@ QUANTITIES = {function.__name__: function for function in _NAMED} | {
     "relative_cer_gru_recurrent_only": _relative("GRU recurrent only", "GRU dense 2560"),
     "relative_cer_phi_2": _relative("phi = 2 theta", "RNN sparse 1760"),
     "relative_cer_printed_mask": _relative("printed mask sign", "RNN sparse 1760"),
+    "removed_percent_printed_mask": lambda results: 100 * results.metric("printed mask sign", "sparsity_recurrent"),
     "relative_cer_equal_layer_sparsity": _relative("automatic q, per layer", "automatic q"),
     "regrown_percent_listing": _regrown_percent("regrowth: listing"),
     "regrown_percent_prose": _regrown_percent("RNN sparse 1760"),
