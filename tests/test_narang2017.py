@@ -122,7 +122,7 @@ def test_curve_quantities_on_made_records():
     losses = [50, 40, 30, 20, 22, 12, 10, 9, 8, 7]
     layers = {f"recurrent.{i}.weight_hh{side}": share for i, side, share in ((0, "", 0.9), (0, "_reverse", 0.8), (2, "", 0.6))}
     schedule = {
-        "iteration": [10, 10, 100, 104],
+        "iteration": [10, 10, 80, 84],
         "layer": ["a", "b", "a", "a"],
         "pruned": [1, 2, 5, 9],
         "weights": [10, 10, 10, 10],
@@ -139,7 +139,7 @@ def test_curve_quantities_on_made_records():
     # epochs 2 and 3 of 10 lie in 20..35 %, epochs 4 and 5 in 40..57.5 %
     assert q.loss_bump(made) == pytest.approx(100 * (22 - 30) / 30)
     assert q.early_minus_late(made) == pytest.approx(0.85 - 0.6)
-    # 15/55 of 380 steps is step 103: a has lost 5 of 10, b 2 of 10
+    # 15/55 of 8 epochs of 38 steps is step 83: a has lost 5 of 10, b 2 of 10
     assert q.removed_at(made, 15 / 55) == pytest.approx((50 + 20) / 2)
 
 
