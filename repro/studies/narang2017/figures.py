@@ -344,7 +344,7 @@ def paper_arithmetic(results: Results) -> Figure:
 
 
 def ablations(results: Results) -> Figure:
-    figure, ax = plots.new_figure(size=(7.2, 4.4))
+    figure, ax = plots.new_figure(size=(7.2, 4.8))
     arms = [arm for arm in results.arms if arm != "RNN sparse 1760"]
     bars = np.array([_bars(relative_cer(results, arm, "RNN sparse 1760")) for arm in arms])
     places = np.arange(len(arms))
@@ -362,11 +362,12 @@ def ablations(results: Results) -> Figure:
         )
         if mean != at:
             ax.annotate(f"{mean:+.0f} %", (at, place), textcoords="offset points", xytext=(-8, -3), ha="right", fontsize=8)
-    ax.set_yticks(places, arms)
+    zeros = [100 * summary(results.metric(arm, "sparsity_recurrent"))["ours"] for arm in arms]
+    ax.set_yticks(places, [f"{arm}\n{share:.0f} % zeros" for arm, share in zip(arms, zeros, strict=True)], fontsize=8)
     ax.invert_yaxis()
     ax.set(
         xlabel="CER against RNN sparse 1760, % (left: better), 95 % interval",
-        title="Ablations and other methods",
+        title="Ablations and other methods, with the zeros of the recurrent matrices",
     )
     _note(figure, corpus_note(results.profile))
     return figure
