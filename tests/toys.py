@@ -180,6 +180,8 @@ def coordinate(root: str, what: str) -> None:
         "clocks": [Clock(number=i) for i in range(4)],
         "endless": [Toy(value=0), Walk(steps=10_000)],
     }[what]
+    # A suite started in the background (nohup, some CI) hands down an ignored SIGINT; a coordinator at a terminal has it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         run_trials(trials, Store(root), jobs=2, progress=sys.stderr)
     except KeyboardInterrupt as error:
