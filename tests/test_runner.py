@@ -103,7 +103,8 @@ def test_failures_do_not_sink_the_others(store, log):
         run_trials([*faulty, AfterFaulty(), *(Toy(value=i) for i in range(4))], store, jobs=2)
     text = str(told.value)
     assert "4 of 9 trials failed, 1 that need them were not run, all others are recorded" in text
-    assert "faulty how=user: the corpus is missing in /nowhere: run `repro data`\n" in text
+    # A whole line: the user's own sentence, without a traceback behind it. The lines come in the order of the failures.
+    assert "  faulty how=user: the corpus is missing in /nowhere: run `repro data`" in text.splitlines()
     assert "UnpicklableError: weights do not fit biases (traceback in" in text
     assert "SystemExit: 3" in text and "returned a NoneType, not an Outcome" in text
     traceback = store.failure(Faulty(how="bug")).read_text()
