@@ -9,7 +9,7 @@ import yaml
 from repro.files import repository_root
 
 ROOT = repository_root()
-CONDA_NAMES = {"pytorch": "torch", "matplotlib-base": "matplotlib"}
+CONDA_NAMES = {"pytorch": "torch", "matplotlib-base": "matplotlib", "sparse_dot_mkl": "sparse-dot-mkl"}
 
 
 def pins() -> dict[str, str]:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 import time
 from dataclasses import asdict, dataclass
-from typing import ClassVar
+from functools import cache
+from typing import TYPE_CHECKING, ClassVar
 
 from repro.engine import Context, Outcome, Record, Trial, seed_for
+from repro.files import write_atomically
+from repro.sparse.storage import stored_bytes
+
+if TYPE_CHECKING:
+    from repro.sparse.timing import Timing
 
 LEAST_BYTES = 2**16  # smaller working sets cannot be timed; theirs is the rate of the fastest cache anyway
 
@@ -16,11 +23,14 @@ LEAST_BYTES = 2**16  # smaller working sets cannot be timed; theirs is the rate 
 class ProductTrial(Trial):
     """y = W x for several `shapes` (rows, columns), by every backend at every sparsity and batch; one repeat of the whole grid.
 
-    `large_batch_shapes` limits the batches above the first to those shapes; `scale` divides all rows and columns (smoke).
+    `large_batch_shapes` limits the batches above the first to those shapes; `scale` divides all rows and columns (smoke);
+    `backends`: names from `repro.sparse.peers`, all if empty.
+    A metric `missing <backend>` says why a backend is not in the curve `products`, or not at some sparsity.
     """
 
     study: ClassVar[str] = "narang2017"
     kind: ClassVar[str] = "products"
+    code_version: ClassVar[int] = 2
     timing: ClassVar[bool] = True
 
     shapes: tuple[tuple[int, int], ...]
@@ -29,33 +39,55 @@ class ProductTrial(Trial):
     batches: tuple[int, ...]
     rounds: int
     scale: int = 1
+    backends: tuple[str, ...] = ()
     replicate: int = 0
 
     def seconds(self) -> float:
-        weights = sum(rows * columns for rows, columns in self.shapes) / self.scale**2
-        return 5 + len(self.sparsities) * weights * 6e-8 + len(self.shapes) * self.rounds * 0.4
+        cells = [*self.shapes, *self.large_batch_shapes * (len(self.batches) - 1)]
+        weights = sum(rows * columns for rows, columns in cells) / self.scale**2
+        return 15 + len(self.sparsities) * weights * 1e-7 + len(cells) * self.rounds * 0.7
 
     def label(self) -> str:
         return f"products of {len(self.shapes)} shapes, repeat {self.replicate}"
 
     def run(self, context: Context, *needed: Record) -> Outcome:
-        from repro.sparse.storage import stored_bytes
-        from repro.sparse.timing import bandwidth, time_products
+        from repro.sparse.bench import Bench
 
-        rows_of_curve = []
-        for index, batch in enumerate(self.batches):
-            for shape in self.shapes if index == 0 else self.large_batch_shapes:
+        cells = [(shape, self.batches[0]) for shape in self.shapes]
+        cells += [(shape, batch) for batch in self.batches[1:] for shape in self.large_batch_shapes]
+        # A whole grid takes minutes: what is done is kept, cell by cell.
+        done = (
+            json.loads(context.checkpoint.read_text())
+            if context.checkpoint.exists()
+            else {"rows": [], "missing": {}, "cells": 0}
+        )
+        with Bench(context.threads) as bench:
+            for shape, batch in cells[done["cells"] :]:
                 rows, columns = (n // self.scale for n in shape)
                 seed = seed_for(self.study, self.replicate, f"products {rows} x {columns}")
-                timings = time_products(rows, columns, self.sparsities, batch, rounds=self.rounds, seed=seed)
-                size = rows * columns
-                held = {s: stored_bytes(size, size - round(s * size), index="csr32", rows=rows) for s in self.sparsities}
-                held = {(sparse, s): held[s] if sparse else 4.0 * size for s in self.sparsities for sparse in (False, True)}
-                rates = {nbytes: bandwidth(max(round(nbytes), LEAST_BYTES)) for nbytes in set(held.values())}
-                for timing in timings:
-                    nbytes = held[timing.sparse, timing.sparsity]
-                    rows_of_curve.append(asdict(timing) | {"bytes": nbytes, "gbps": rates[nbytes]})
-        return Outcome({}, {"products": {name: [row[name] for row in rows_of_curve] for name in rows_of_curve[0]}})
+                options = {"backends": self.backends} if self.backends else {}
+                products = bench.time_products(rows, columns, self.sparsities, batch, rounds=self.rounds, seed=seed, **options)
+                done["rows"] += [asdict(timing) | _bound(timing) for timing in products.timings]
+                done["missing"] |= products.missing
+                done["cells"] += 1
+                write_atomically(context.checkpoint, json.dumps(done))
+        metrics = {f"missing {name}": reason for name, reason in done["missing"].items()}
+        return Outcome(metrics, {"products": {name: [row[name] for row in done["rows"]] for name in done["rows"][0]}})
+
+
+def _bound(timing: Timing) -> dict[str, float]:
+    """The bytes that have to be read at least, positions at their entropy, and the rate at which the machine reads as many."""
+    size = timing.rows * timing.columns
+    nonzero = size - round(timing.sparsity * size)
+    nbytes = stored_bytes(size, nonzero, index="entropy" if timing.sparse else "dense")
+    return {"bytes": nbytes, "gbps": _bandwidth(max(round(nbytes), LEAST_BYTES))}
+
+
+@cache
+def _bandwidth(nbytes: int) -> float:
+    from repro.sparse.timing import bandwidth
+
+    return bandwidth(nbytes)
 
 
 @dataclass(frozen=True, kw_only=True)

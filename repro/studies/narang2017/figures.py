@@ -20,7 +20,8 @@ from repro.studies.narang2017.profiles import corpus_note
 BLUE, RED, GREEN, PINK, ORANGE, SKY = plots.PALETTE
 
 
-def _bars(values) -> tuple[float, float, float]:
+def bars(values) -> tuple[float, float, float]:
+    """Mean, low and high of values by seed."""
     found = summary(values)
     return found["ours"], found["low"], found["high"]
 
@@ -30,13 +31,13 @@ def _note(figure: Figure, words: str) -> None:
     figure.suptitle(words, fontsize=9, x=0.01, ha="left")
 
 
-def _legend_below(ax, columns: int = 2) -> None:
+def legend_below(ax, columns: int = 2) -> None:
     """A panel's own legend, each label once."""
     handles = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
     ax.legend(handles.values(), handles, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=columns, fontsize=8)
 
 
-def _plain_log(ax, axis: str) -> None:
+def plain_log(ax, axis: str) -> None:
     """A logarithmic axis "x" or "y" that is labelled with numbers, not powers; once everything is drawn."""
     ax.set(**{f"{axis}scale": "log"})
     low, high = getattr(ax, f"get_{axis}lim")()
@@ -83,7 +84,7 @@ def layer_counts(exhibit: str):
         plots.paper(ax, [printed / 1e6 for _, _, printed, _ in rows], places, rows[0][3])
         ax.set_yticks(places, [layer for layer, _, _, _ in rows])
         ax.invert_yaxis()
-        _plain_log(ax, "x")
+        plain_log(ax, "x")
         ax.set(xlabel="parameters, millions (log scale)", title="Parameters by layer at full size")
         plots.ours_and_paper_legend(ax)
         return figure
@@ -100,10 +101,10 @@ def main_results(results: Results) -> Figure:
     figure, (left, right) = plots.new_figure(1, 2, size=(10, 4.8), width_ratios=(1, 1.2))
     for arm in TABLE3:
         kind, width = arm.rsplit(" ", 1)
-        mean, low, high = _bars(100 * results.metric(arm, "test_cer"))
+        mean, low, high = bars(100 * results.metric(arm, "test_cer"))
         size = summary(results.metric(arm, "nonzero"))["ours"] / 1e3
         plots.points(left, [size], [mean], [low], [high], arm, color=_COLOURS[kind], fmt=_MARKERS[width])
-    _plain_log(left, "x")
+    plain_log(left, "x")
     left.set(xlabel="non-zero parameters, thousands (log scale)", ylabel="test CER, %", title="Error rate and size, ours")
     arms = [arm for arm in TABLE3 if arm != base_of(arm)]
     places = np.arange(len(arms))
@@ -115,15 +116,15 @@ def main_results(results: Results) -> Figure:
     right.set_yticks(places, arms)
     right.invert_yaxis()
     right.set(xlabel="% of the dense baseline's CER (right: better)", title="Relative performance")
-    _legend_below(left, columns=3)
-    _legend_below(right)
+    legend_below(left, columns=3)
+    legend_below(right)
     _note(figure, corpus_note(results.profile))
     return figure
 
 
 def _sideways(ax, place: float, values) -> None:
     """A mean with its interval along x."""
-    mean, low, high = _bars(values)
+    mean, low, high = bars(values)
     error = None if np.isnan(low) else [[max(mean - low, 0)], [max(high - mean, 0)]]
     ax.errorbar([mean], [place], xerr=error, fmt="o", color=BLUE, capsize=3, label="ours, 95 % interval")
 
@@ -132,9 +133,9 @@ def hard_pruning(results: Results) -> Figure:
     figure, ax = plots.new_figure()
     hard = [arm for arm in results.arms if arm.startswith("hard")]
     epochs = [float(arm.split()[-1].split("/")[0]) for arm in hard]
-    bars = np.array([_bars(-relative_cer(results, arm, "RNN dense 1760")) for arm in hard])
+    bars = np.array([bars(-relative_cer(results, arm, "RNN dense 1760")) for arm in hard])
     plots.points(ax, epochs, *bars.T, "ours, hard", color=RED)
-    mean, low, high = _bars(-relative_cer(results, "RNN sparse 1760", "RNN dense 1760"))
+    mean, low, high = bars(-relative_cer(results, "RNN sparse 1760", "RNN dense 1760"))
     ax.axhline(mean, color=BLUE, label="ours, gradual")
     if not np.isnan(low):
         ax.axhspan(low, high, color=BLUE, alpha=0.15, linewidth=0)
@@ -149,47 +150,6 @@ def hard_pruning(results: Results) -> Figure:
     )
     _note(figure, corpus_note(results.profile))
     plots.ours_and_paper_legend(ax, columns=2)
-    return figure
-
-
-def gemm_times(results: Results) -> Figure | None:
-    """Speed-ups of the seven rows, and the roofline: measured time against the time that reading the bytes takes."""
-    if not results.has("products"):
-        return None
-    figure, (left, right) = plots.new_figure(1, 2, size=(10, 4.6))
-    rows = [("RNN", 1760, 1760), ("RNN", 2560, 1760), ("RNN", 3072, 1760), ("GRU", 2560, 2560), ("GRU", 3568, 2560)]
-    names = [f"{cell} {width}" for cell, width, _ in rows]
-    places = np.arange(len(rows))
-    records = results.seeds("products")
-    for shift, colour, label, base_for in (
-        (-0.15, BLUE, "ours, over the smaller dense layer", lambda width, base: base),
-        (0.15, GREEN, "ours, same size", lambda width, base: width),
-    ):
-        bars = [_bars([q.speedup(r, cell, width, base=base_for(width, base)) for r in records]) for cell, width, base in rows]
-        plots.points(left, places + shift, *np.array(bars).T, label, color=colour)
-    published = [paper("table6", f"{cell} sparse", "speedup", width) for cell, width, _ in rows]
-    plots.paper(left, places, [p.value for p in published], published[0].known, "paper, over the smaller dense layer")
-    left.axhline(1, color="black", linewidth=0.8)
-    left.set_xticks(places, names, fontsize=8)
-    left.set(ylabel="speed-up of 95 % sparse, batch 1", title="Speed-ups: this machine's CPU, the paper's GPU")
-    from repro.studies.narang2017.tables import product_grid
-
-    grid = product_grid(results).query("batch == 1")
-    markers = {"torch dense": ("o", BLUE), "numpy dense": ("s", SKY), "torch CSR": ("^", RED), "scipy CSR": ("D", ORANGE)}
-    for backend, group in grid.groupby("backend", sort=False):
-        marker, colour = markers[backend]
-        right.plot(group["bound_us"], group["median_us"], marker, color=colour, label=backend, markersize=5)
-    ends = np.array([grid["bound_us"].min(), grid["bound_us"].max()])
-    right.plot(ends, ends, color="black", linewidth=1, label="bound: reading the bytes")
-    _plain_log(right, "x")
-    _plain_log(right, "y")
-    right.set(
-        xlabel="time to read the matrix at measured bandwidth, µs",
-        ylabel="measured time, µs",
-        title="Roofline, this machine, batch 1, all sparsities",
-    )
-    _legend_below(left, columns=1)
-    _legend_below(right)
     return figure
 
 
@@ -214,8 +174,8 @@ def loss_curves(results: Results) -> Figure:
         ax.annotate("pruning", (end, 0.98), xycoords=("data", "axes fraction"), ha="right", va="top", fontsize=8)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.set(xlabel="epoch", title=title)
-        _legend_below(ax)
-    _plain_log(axes[0], "y")
+        legend_below(ax)
+    plain_log(axes[0], "y")
     axes[0].set_ylabel("CTC cost, nats per utterance (log scale)")
     _note(figure, corpus_note(results.profile))
     return figure
@@ -241,7 +201,7 @@ def layer_sparsities(results: Results) -> Figure | None:
         for layer, direction, share in q.recurrent_layer_sparsities(record):
             shares.setdefault(direction, {}).setdefault(layer, []).append(100 * share)
     for (direction, by_layer), colour, shift in zip(shares.items(), (BLUE, RED), (-0.06, 0.06), strict=True):
-        bars = np.array([_bars(values) for values in by_layer.values()])
+        bars = np.array([bars(values) for values in by_layer.values()])
         plots.points(left, np.array(list(by_layer)) + shift, *bars.T, direction, color=colour)
     left.set_xticks(sorted(by_layer))
     left.set_ylim(top=min(left.get_ylim()[1], 100.5))
@@ -271,7 +231,7 @@ def layer_sparsities(results: Results) -> Figure | None:
         )
     right.set(xlabel="fraction of training", ylabel="weights pruned, %", title="b: schedule of the matrix nearest to 95 %")
     for ax in (left, right):
-        _legend_below(ax)
+        legend_below(ax)
     _note(figure, f"RNN sparse 1760, {corpus_note(results.profile)}")
     return figure
 
@@ -294,7 +254,7 @@ def memory_sizes(results: Results) -> Figure:
         ax.bar(places + shift, sizes, width=0.25, color=colour, label=label)
     plots.paper(ax, places - 0.27, [p.value for p in published], published[0].known)
     ax.set_xticks(places, q.MEMORY, fontsize=8)
-    _plain_log(ax, "y")
+    plain_log(ax, "y")
     ax.set(ylabel="megabytes (log scale)", title="Model size, float32, with and without positions")
     plots.ours_and_paper_legend(ax, columns=2)
     return figure
@@ -313,8 +273,8 @@ def onchip_projection(results: Results) -> Figure:
         ax.plot(100 - percents, units, "o-", color=colour, label=label, markersize=4)
     published = [paper("onchip", "NVIDIA P100, float16", "hidden_units", percent) for percent in (0, 90, 99)]
     plots.paper(ax, [100, 10, 1], [p.value for p in published], published[0].known)
-    _plain_log(ax, "x")
-    _plain_log(ax, "y")
+    plain_log(ax, "x")
+    plain_log(ax, "y")
     ax.set(
         xlabel="density, % (log scale)",
         ylabel="hidden units that fit (log scale)",
@@ -346,7 +306,7 @@ def paper_arithmetic(results: Results) -> Figure:
 def ablations(results: Results) -> Figure:
     figure, ax = plots.new_figure(size=(7.2, 4.8))
     arms = [arm for arm in results.arms if arm != "RNN sparse 1760"]
-    bars = np.array([_bars(relative_cer(results, arm, "RNN sparse 1760")) for arm in arms])
+    bars = np.array([bars(relative_cer(results, arm, "RNN sparse 1760")) for arm in arms])
     places = np.arange(len(arms))
     ax.axvline(0, color="black", linewidth=0.8)
     shown = np.clip(bars[:, 0], -100, 150)

@@ -7,7 +7,7 @@ import pandas as pd
 
 from repro.report.published import load_published
 from repro.sparse.storage import megabytes, on_chip_speedup, register_gbps, units_on_chip
-from repro.studies.base import Results, summary
+from repro.studies.base import Results
 from repro.studies.narang2017 import quantities as q
 from repro.studies.narang2017.comparisons import STUDY, TABLE3, base_of, beside, paper, relative_cer, table3
 from repro.studies.speech import ROLES
@@ -116,71 +116,6 @@ def hard_pruning(results: Results) -> Tables:
         rows.append((arm, "relative performance, %", published[1], relative))
         rows.append((arm, "zeros, total, %", None, 100 * results.metric(arm, "sparsity_total")))
     return {"Hard pruning at one epoch": beside(rows)}
-
-
-def _products(results: Results) -> pd.DataFrame:
-    """All timings, one row a (repeat, shape, sparsity, batch, library)."""
-    frames = [
-        pd.DataFrame(record.curves["products"]).assign(repeat=index) for index, record in enumerate(results.seeds("products"))
-    ]
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
-
-
-GRID_HEADERS = {
-    "median_us": "median",
-    "lower_us": "lower",
-    "upper_us": "upper",
-    "bound_us": "bound",
-    "dropped": "rounds dropped",
-}
-
-
-def product_grid(results: Results) -> pd.DataFrame:
-    """Median over repeats of each library's median and quartiles, and the time that reading the bytes takes at least."""
-    rows = _products(results)
-    rows["bound_us"] = rows["bytes"] / rows["gbps"] / 1e3
-    columns = ["median_us", "lower_us", "upper_us", "bound_us", "dropped", "error"]
-    keys = ["rows", "columns", "batch", "sparsity", "backend"]
-    return rows.groupby(keys)[columns].median().reset_index()
-
-
-def gemm_times(results: Results) -> Tables:
-    """Table 6: seven rows, then the whole grid, same-size speed-ups and cross-over densities."""
-    from repro.sparse.timing import Timing, crossover_density
-
-    if not results.has("products"):
-        return {"Times": pd.DataFrame()}
-    printed, same_size = [], []
-    records = results.seeds("products")
-    for cell, base, widths in (("RNN", 1760, (1760, 2560, 3072)), ("GRU", 2560, (2560, 3568))):
-        dense = [q.median_us(record, q.matrix_shape(cell, base), 0.0) for record in records]
-        printed.append((f"{cell} {base} dense", "time, us", paper("table6", f"{cell} dense", "time_us", base), dense))
-        for width in widths:
-            sparse = [q.median_us(record, q.matrix_shape(cell, width), 0.95) for record in records]
-            gains = [q.speedup(record, cell, width) for record in records]
-            printed.append(
-                (f"{cell} {width} 95 % sparse", "time, us", paper("table6", f"{cell} sparse", "time_us", width), sparse)
-            )
-            published = paper("table6", f"{cell} sparse", "speedup", width)
-            printed.append((f"{cell} {width} 95 % sparse", f"speed-up over dense {base}, as printed", published, gains))
-            own = [q.speedup(record, cell, width, base=width) for record in records]
-            same_size.append((f"{cell} {width} 95 % sparse", "speed-up over dense of the same size", None, own))
-    crossings = []
-    names = [name for name in Timing.__dataclass_fields__]
-    for (rows, columns, batch), group in _products(results).groupby(["rows", "columns", "batch"]):
-        found = [
-            crossover_density([Timing(**row) for row in part[names].to_dict("records")]) for _, part in group.groupby("repeat")
-        ]
-        values = [100 * density if density is not None else np.nan for density in found]
-        crossings.append(
-            {"rows": rows, "columns": columns, "batch": batch, "sparse wins below density, %": summary(values)["ours"]}
-        )
-    return {
-        "Rows of Table 6": beside(printed),
-        "Same-size speed-ups (ours)": beside(same_size),
-        "Cross-over density (blank: sparse wins, or loses, throughout)": pd.DataFrame(crossings),
-        "Whole grid, microseconds (median, quartiles, bound by bytes)": product_grid(results).rename(columns=GRID_HEADERS),
-    }
 
 
 def loss_curves(results: Results) -> Tables:
