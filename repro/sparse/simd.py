@@ -5,6 +5,8 @@ unsigned integers, as `array.ctypes.data` gives them: with signed ones LLVM has 
 All of it is plain LLVM that any processor runs, but for the look-up, which needs AVX-512 (`has_avx512`).
 """
 
+from functools import cache
+
 import llvmlite.binding
 import torch  # noqa: F401  before numba: both then share torch's OpenMP, and one pool of threads
 from llvmlite import ir
@@ -13,6 +15,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
 
+@cache
 def has_avx512() -> bool:
     """Whether the processor that numba compiles for has AVX-512. Compiling `window_step` for one without aborts the process.
 

@@ -146,8 +146,11 @@ def _crossings(results: Results) -> pd.DataFrame:
     names = list(Timing.__dataclass_fields__)
     crossings = []
     for (rows, columns, batch), group in _products(results).groupby(["rows", "columns", "batch"]):
+        if group.loc[group["sparse"], "sparsity"].nunique() < 2:
+            continue
         row = {"rows": rows, "columns": columns, "batch": batch}
-        for who, part in (("libraries", group[~group["sparse"] | (group["runtime"] != "repro")]), ("with our kernels", group)):
+        libraries = group[~group["sparse"] | (group["runtime"] != "repro")]
+        for who, part in (("libraries", libraries), ("with our kernels", group)):
             found = [
                 crossover_density([Timing(**timing) for timing in repeat[names].to_dict("records")])
                 for _, repeat in part.groupby("repeat")
@@ -210,7 +213,7 @@ def _draw_opponents(ax, results: Results) -> None:
     ax.axhline(1, color="black", linewidth=0.8)
     ax.set_xticks(range(len(shapes)), [f"{r} x {c}" for r, c in shapes], fontsize=8)
     plain_log(ax, "y")
-    ax.set(ylabel="our time goes into theirs, times", title="b: our kernels over the best of each kind, batch 1")
+    ax.set(ylabel="their time over ours", title="b: our kernels over the best of each kind, batch 1")
     legend_below(ax, columns=3)
 
 
@@ -218,6 +221,8 @@ def _draw_roofline(ax, results: Results) -> None:
     grid = product_grid(results).query("batch == 1")
     for backend, (marker, colour) in _STYLES.items():
         group = grid[grid["backend"] == backend]
+        if group.empty:
+            continue
         ax.plot(group["bound_us"], group["median_us"], marker, color=colour, label=backend, markersize=5, alpha=0.8)
     ends = np.array([grid["bound_us"].min(), grid["bound_us"].max()])
     ax.plot(ends, ends, color="black", linewidth=1, label="bound")
