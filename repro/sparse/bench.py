@@ -61,6 +61,7 @@ class Bench:
         self.threads = threads
         self._workers: dict[str, Worker] = {}
         self._fastest_probe = math.inf
+        self._bandwidths: dict[int, float] = {}
 
     def __enter__(self) -> "Bench":
         return self
@@ -108,6 +109,13 @@ class Bench:
             raise ReproError("give matrices of one and the same shape (rows, columns), and a batch of at least 1")
         sparsities = [1 - np.count_nonzero(matrix) / matrix.size for matrix in weights]
         return self._time(weights, sparsities, weights[0].shape[1], batch, **options)
+
+    def bandwidth(self, nbytes: int) -> float:
+        """`repro.sparse.timing.bandwidth`, measured by the process of our own kernels, whose threads keep to their cores."""
+        if nbytes not in self._bandwidths:
+            (worker,) = self._start({"repro"})
+            self._bandwidths[nbytes] = worker.ask("bandwidth", nbytes)
+        return self._bandwidths[nbytes]
 
     def _time(
         self,

@@ -37,7 +37,7 @@ def _set_out(plan, x, x_stride, y, y_stride):
 def times_vectors(slot_bytes: int, count: int, batch: int):
     """`kernel(plan, x, staged, y) -> finite`: y = W x by windows; x (batch, columns), y (batch, rows up to a multiple of 16).
 
-    Both are contiguous; for one vector they may have one dimension. `plan`: slots, starts, groups, scales; its bounds are groups.
+    Both are contiguous. `plan`: slots, starts, groups, scales; its bounds are groups.
     `staged`: (batch, columns and a window of zeros), at a multiple of 64 bytes and so its rows. If x is not finite there is no
     y: empty places in slots would turn infinities into NaN.
     """

@@ -131,7 +131,12 @@ def _onnxruntime_dense(weights, x) -> Call:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = int(os.environ.get("OMP_NUM_THREADS", 0)), 1
+    threads = int(os.environ.get("OMP_NUM_THREADS", 1))
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    if threads > 1:  # on cores of their own, as OpenMP's threads in the other processes; the first thread is the caller's
+        options.add_session_config_entry(
+            "session.intra_op_thread_affinities", ";".join(str(core + 1) for core in range(1, threads))
+        )
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     binding = session.io_binding()
     binding.bind_cpu_input("x", x)

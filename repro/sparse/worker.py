@@ -17,7 +17,7 @@ import numpy as np
 
 from repro.errors import ReproError
 from repro.sparse.peers import BACKENDS, Backend, Call, missing_reason
-from repro.sparse.timing import repetitions, sample, settle
+from repro.sparse.timing import bandwidth, repetitions, sample, settle
 
 # Making the largest matrix into the slowest format, compilation included, takes some ten seconds.
 _ANSWER_SECONDS = 300.0
@@ -36,10 +36,12 @@ class Worker:
         # Idle threads of OpenBLAS and MKL spin for 0.1 and 0.2 s before they sleep, and the next turn has to wait: some 20 ms
         # (2^26 cycles) do as well for calls that follow each other.
         spin = {"OPENBLAS_THREAD_TIMEOUT": "26", "KMP_BLOCKTIME": "20"}
+        # Threads stay on cores of their own: woken together, two of them may share one for a tenth of a second.
+        places = {"OMP_PROC_BIND": "true", "OMP_PLACES": "cores"}
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", _COMMAND.format(theirs.fileno())],
-                env=os.environ | counts | spin,
+                env=os.environ | counts | spin | places,
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
             )
@@ -147,6 +149,9 @@ class Peers:
 
     def clear(self) -> None:
         self._calls.clear()
+
+    def bandwidth(self, nbytes: int) -> float:
+        return bandwidth(nbytes)
 
 
 def checked_error(name: str, backend: Backend, answer: object, exact: np.ndarray) -> float:

@@ -6,7 +6,6 @@ import json
 import statistics
 import time
 from dataclasses import asdict, dataclass
-from functools import cache
 from typing import TYPE_CHECKING, ClassVar
 
 from repro.engine import Context, Outcome, Record, Trial, seed_for
@@ -14,6 +13,7 @@ from repro.files import write_atomically
 from repro.sparse.storage import stored_bytes
 
 if TYPE_CHECKING:
+    from repro.sparse.bench import Bench
     from repro.sparse.timing import Timing
 
 LEAST_BYTES = 2**16  # smaller working sets cannot be timed; theirs is the rate of the fastest cache anyway
@@ -67,7 +67,7 @@ class ProductTrial(Trial):
                 seed = seed_for(self.study, self.replicate, f"products {rows} x {columns}")
                 options = {"backends": self.backends} if self.backends else {}
                 products = bench.time_products(rows, columns, self.sparsities, batch, rounds=self.rounds, seed=seed, **options)
-                done["rows"] += [asdict(timing) | _bound(timing) for timing in products.timings]
+                done["rows"] += [asdict(timing) | byte_bound(timing, bench) for timing in products.timings]
                 done["missing"] |= products.missing
                 done["cells"] += 1
                 write_atomically(context.checkpoint, json.dumps(done))
@@ -75,19 +75,12 @@ class ProductTrial(Trial):
         return Outcome(metrics, {"products": {name: [row[name] for row in done["rows"]] for name in done["rows"][0]}})
 
 
-def _bound(timing: Timing) -> dict[str, float]:
+def byte_bound(timing: Timing, bench: Bench) -> dict[str, float]:
     """The bytes that have to be read at least, positions at their entropy, and the rate at which the machine reads as many."""
     size = timing.rows * timing.columns
     nonzero = size - round(timing.sparsity * size)
     nbytes = stored_bytes(size, nonzero, index="entropy" if timing.sparse else "dense")
-    return {"bytes": nbytes, "gbps": _bandwidth(max(round(nbytes), LEAST_BYTES))}
-
-
-@cache
-def _bandwidth(nbytes: int) -> float:
-    from repro.sparse.timing import bandwidth
-
-    return bandwidth(nbytes)
+    return {"bytes": nbytes, "gbps": bench.bandwidth(max(round(nbytes), LEAST_BYTES))}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from repro.studies.base import Arms, Exhibit, Study
-from repro.studies.narang2017 import figures, products, profiles, tables
+from repro.studies.narang2017 import figures, products, profiles, running, tables
 from repro.studies.narang2017.profiles import PROFILES, Profile, corpus_note
 from repro.studies.narang2017.quantities import GRU, QUANTITIES, RNN, matrix_shape
 from repro.studies.timings import ProductTrial, StepTrial
@@ -188,6 +188,15 @@ EXHIBITS = (
         tables.pruner_cost,
         figures.pruner_cost,
         ("timing_repeats", "freq"),
+    ),
+    Exhibit(
+        "runtime",
+        "A pruned model, run and stored sparse (ours)",
+        "Really pruned models on sparse kernels: recurrent layers, real-time factor, files; and sequences against libraries.",
+        running.arms,
+        running.tables,
+        running.figure,
+        ("timing_rounds",),
     ),
 )
 

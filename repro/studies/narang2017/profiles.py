@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from repro.engine import Trial
 from repro.errors import ReproError
 from repro.studies.base import Arms
+from repro.studies.running import PrunedModel, RunningSizes
 from repro.studies.speech import ROLES, Pruning, SpeechTrial
 
 
@@ -45,6 +46,7 @@ class Profile:
     timing_sparsities: tuple[float, ...]
     timing_every_batch: bool
     timing_backends: tuple[str, ...]
+    running: RunningSizes
 
     def __post_init__(self):
         for name, low, high in RANGES:
@@ -64,6 +66,18 @@ RANGES = (
     ("gru_scale", 1, 128),
     ("timing_repeats", 1, 100),
     ("timing_rounds", 1, 1000),
+)
+
+# Of every kind the fastest, and what readers would pick: conversions for the others take longer than the timing.
+_QUICK = (
+    "torch dense",
+    "oneDNN packed",
+    "int8 dynamic",
+    "OpenBLAS dense",
+    "repro dense",
+    "torch CSR",
+    "MKL CSR",
+    "repro sparse",
 )
 
 LAPTOP = Profile(
@@ -89,12 +103,13 @@ LAPTOP = Profile(
     phi=1.5,
     hard_epochs=(5 / 20, 10 / 20, 12 / 20, 15 / 20),
     timing_repeats=3,
-    timing_rounds=5,
+    timing_rounds=4,
     timing_scale=1,
     timing_batches=(1, 32),
     timing_sparsities=(0.0, 0.9, 0.95),
     timing_every_batch=False,
-    timing_backends=(),
+    timing_backends=_QUICK,
+    running=RunningSizes("laptop", (PrunedModel("rnn", 440, 1, 4, 2e-3),), 20, ("gru",), (1760,), (0.9, 0.95), 50, 1),
 )
 
 PROFILES = {
@@ -117,6 +132,7 @@ PROFILES = {
         timing_batches=(1, 8),
         timing_sparsities=(0.0, 0.95),
         timing_backends=("torch dense", "OpenBLAS dense", "int8 dynamic", "torch CSR", "repro sparse"),
+        running=RunningSizes("smoke", (PrunedModel("rnn", 24, 1, 4, 1e-2),), 3, ("rnn", "gru", "lstm"), (32,), (0.9,), 10, 1),
     ),
     "laptop": LAPTOP,
     "paper": replace(
@@ -141,6 +157,17 @@ PROFILES = {
         timing_batches=(1, 4, 16, 32, 64),
         timing_sparsities=(0.0, 0.8, 0.9, 0.95, 0.98),
         timing_every_batch=True,
+        timing_backends=(),
+        running=RunningSizes(
+            "laptop",
+            (PrunedModel("rnn", 1760, 1, 8, 5e-4), PrunedModel("gru", 2560, 1, 4, 1e-3)),
+            20,
+            ("rnn", "gru", "lstm"),
+            (1760, 2560),
+            (0.9, 0.95),
+            50,
+            1,
+        ),
     ),
 }
 
