@@ -44,6 +44,29 @@ def test_torch_of_the_makefile_is_the_pinned_one():
     assert pins()["torch"] == version
 
 
+def test_the_readme_runs(tmp_path, monkeypatch):
+    """The lines that compile and save a pruned model are run as they stand, and do what they say."""
+    import torch
+
+    from repro.pruning import GradualPruner, HardPrune
+
+    (lines,) = [
+        block for block in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S) if "compile" in block
+    ]
+    torch.manual_seed(0)
+    model = torch.nn.GRU(100, 200)
+    GradualPruner(model, HardPrune(0.9, at=0)).step()
+    x = torch.randn(5, 1, 100)
+    expected = model(x)[0].detach()
+    monkeypatch.chdir(tmp_path)
+    scope = {"model": model}
+    exec(lines, scope)
+    assert [choice.runs for choice in scope["fast"].choices] == ["sparse"]
+    assert torch.allclose(scope["fast"](x)[0], expected, atol=1e-5)
+    assert (tmp_path / "pruned.safetensors").stat().st_size == scope["size"].file < scope["size"].dense / 5
+    assert torch.allclose(model(x)[0], expected, atol=1e-3) and not torch.equal(model(x)[0], expected)  # float16 now
+
+
 def test_versions_agree():
     """One version number in package, pyproject.toml and CITATION.cff."""
     import repro

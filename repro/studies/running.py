@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 _LEAST_TURNS = 3
+_WAKE_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
@@ -207,9 +208,10 @@ class Turns(NamedTuple):
 def take_turns(calls: Mapping[str, Callable[[], object]], threads: int, rounds: int) -> Turns:
     """Time calls that share this process and its threads, `rounds` quiet turns each.
 
-    They take turns in one order and then in the other. A turn is one call that is not timed and one that is; then the process
-    comes to rest, and a probe tells whether the machine ran at full speed. Turns next to slow probes are dropped and taken
-    again, up to twice as many; if fewer than three were quiet, the three next to the fastest probes are kept.
+    They take turns in one order and then in the other. A turn is calls for a tenth of a second that are not timed, as threads
+    that slept may share a core so long, and one that is; then the process comes to rest, and a probe tells whether the machine
+    ran at full speed. Turns next to slow probes are dropped and taken again, up to twice as many; if fewer than three were
+    quiet, the three next to the fastest probes are kept.
     """
     from threadpoolctl import threadpool_limits
 
@@ -229,7 +231,9 @@ def take_turns(calls: Mapping[str, Callable[[], object]], threads: int, rounds: 
         for index in range(2 * rounds):
             waiting = [name for name in calls if len(kept(name, 0)) < rounds]
             for name in waiting if index % 2 else reversed(waiting):
-                calls[name]()
+                awake = time.perf_counter() + _WAKE_SECONDS
+                while time.perf_counter() < awake:
+                    calls[name]()
                 start = time.perf_counter()
                 calls[name]()
                 seconds = time.perf_counter() - start

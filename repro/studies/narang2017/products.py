@@ -61,7 +61,8 @@ def ratios(results: Results) -> pd.DataFrame:
     """Our kernels in every cell, over the best of each kind of opponent, one row a repeat and cell; NaN where there is none.
 
     `dense`, `library`: the fastest float32 dense product and sparse library; `int8` with its `error`; `onednn`: dense with
-    packed weights, the best ready-made one at larger batches; `bound`: share of the time that reading the bytes takes at least.
+    packed weights, the best ready-made one at larger batches; `bound`: share of the time that reading
+    the bytes takes at least (batch 1; larger ones compute).
     """
     rows = _products(results)
     found = []
@@ -84,7 +85,7 @@ def ratios(results: Results) -> pd.DataFrame:
                     "onednn": dense.loc[dense["backend"] == "oneDNN packed", "median_us"].min() / ours["median_us"],
                     "int8": int8["median_us"].min() / ours["median_us"],
                     "int8_error": int8["error"].max(),
-                    "bound": ours["bound_us"] / ours["median_us"],
+                    "bound": ours["bound_us"] / ours["median_us"] if batch == 1 else np.nan,
                 }
             )
     return pd.DataFrame(found)
@@ -225,7 +226,7 @@ def _draw_roofline(ax, results: Results) -> None:
             continue
         ax.plot(group["bound_us"], group["median_us"], marker, color=colour, label=backend, markersize=5, alpha=0.8)
     ends = np.array([grid["bound_us"].min(), grid["bound_us"].max()])
-    ax.plot(ends, ends, color="black", linewidth=1, label="bound")
+    ax.plot(ends, ends, color="black", linewidth=1, label="bound, float32")
     plain_log(ax, "x")
     plain_log(ax, "y")
     ax.set(

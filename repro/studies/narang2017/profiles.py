@@ -160,7 +160,7 @@ PROFILES = {
         timing_backends=(),
         running=RunningSizes(
             "laptop",
-            (PrunedModel("rnn", 1760, 1, 8, 5e-4), PrunedModel("gru", 2560, 1, 4, 1e-3)),
+            (PrunedModel("rnn", 1760, 1, 6, 5e-4), PrunedModel("gru", 1280, 1, 4, 1e-3)),
             20,
             ("rnn", "gru", "lstm"),
             (1760, 2560),
