@@ -37,15 +37,17 @@ def sparse_1760_arm(profile: Profile) -> Arms:
 def product_arms(profile: Profile) -> Arms:
     widths = ((RNN, 1760), (RNN, 2560), (RNN, 3072), (GRU, 2560), (GRU, 3568))
     shapes = tuple(matrix_shape(cell, width) for cell, width in widths)
-    settings = {"rounds": profile.timing_rounds, "scale": profile.timing_scale, "backends": profile.timing_backends}
+    settings = {"rounds": profile.timing_rounds, "scale": profile.timing_scale}
     grid = {
         "shapes": shapes,
         "large_batch_shapes": shapes if profile.timing_every_batch else (shapes[3],),
         "sparsities": profile.timing_sparsities,
         "batches": profile.timing_batches,
+        "backends": profile.timing_backends,
     }
-    # One shape only: half the weights are many, and packing them takes long.
-    half = {"shapes": (shapes[3],), "large_batch_shapes": (), "sparsities": (0.0, 0.5), "batches": (1,)}
+    # One shape only, and our kernels only where all are timed: half the weights are many, and packing them takes long.
+    libraries = tuple(name for name in profile.timing_backends if name != products.OURS)
+    half = {"shapes": (shapes[3],), "large_batch_shapes": (), "sparsities": (0.0, 0.5), "batches": (1,), "backends": libraries}
     return {
         arm: [ProductTrial(replicate=replicate, **cells, **settings) for replicate in range(profile.timing_repeats)]
         for arm, cells in (("products", grid), ("half sparse", half))

@@ -20,7 +20,7 @@ from repro.studies.narang2017.profiles import corpus_note
 BLUE, RED, GREEN, PINK, ORANGE, SKY = plots.PALETTE
 
 
-def bars(values) -> tuple[float, float, float]:
+def interval(values) -> tuple[float, float, float]:
     """Mean, low and high of values by seed."""
     found = summary(values)
     return found["ours"], found["low"], found["high"]
@@ -101,7 +101,7 @@ def main_results(results: Results) -> Figure:
     figure, (left, right) = plots.new_figure(1, 2, size=(10, 4.8), width_ratios=(1, 1.2))
     for arm in TABLE3:
         kind, width = arm.rsplit(" ", 1)
-        mean, low, high = bars(100 * results.metric(arm, "test_cer"))
+        mean, low, high = interval(100 * results.metric(arm, "test_cer"))
         size = summary(results.metric(arm, "nonzero"))["ours"] / 1e3
         plots.points(left, [size], [mean], [low], [high], arm, color=_COLOURS[kind], fmt=_MARKERS[width])
     plain_log(left, "x")
@@ -124,7 +124,7 @@ def main_results(results: Results) -> Figure:
 
 def _sideways(ax, place: float, values) -> None:
     """A mean with its interval along x."""
-    mean, low, high = bars(values)
+    mean, low, high = interval(values)
     error = None if np.isnan(low) else [[max(mean - low, 0)], [max(high - mean, 0)]]
     ax.errorbar([mean], [place], xerr=error, fmt="o", color=BLUE, capsize=3, label="ours, 95 % interval")
 
@@ -133,9 +133,9 @@ def hard_pruning(results: Results) -> Figure:
     figure, ax = plots.new_figure()
     hard = [arm for arm in results.arms if arm.startswith("hard")]
     epochs = [float(arm.split()[-1].split("/")[0]) for arm in hard]
-    bars = np.array([bars(-relative_cer(results, arm, "RNN dense 1760")) for arm in hard])
+    bars = np.array([interval(-relative_cer(results, arm, "RNN dense 1760")) for arm in hard])
     plots.points(ax, epochs, *bars.T, "ours, hard", color=RED)
-    mean, low, high = bars(-relative_cer(results, "RNN sparse 1760", "RNN dense 1760"))
+    mean, low, high = interval(-relative_cer(results, "RNN sparse 1760", "RNN dense 1760"))
     ax.axhline(mean, color=BLUE, label="ours, gradual")
     if not np.isnan(low):
         ax.axhspan(low, high, color=BLUE, alpha=0.15, linewidth=0)
@@ -201,7 +201,7 @@ def layer_sparsities(results: Results) -> Figure | None:
         for layer, direction, share in q.recurrent_layer_sparsities(record):
             shares.setdefault(direction, {}).setdefault(layer, []).append(100 * share)
     for (direction, by_layer), colour, shift in zip(shares.items(), (BLUE, RED), (-0.06, 0.06), strict=True):
-        bars = np.array([bars(values) for values in by_layer.values()])
+        bars = np.array([interval(values) for values in by_layer.values()])
         plots.points(left, np.array(list(by_layer)) + shift, *bars.T, direction, color=colour)
     left.set_xticks(sorted(by_layer))
     left.set_ylim(top=min(left.get_ylim()[1], 100.5))
@@ -306,7 +306,7 @@ def paper_arithmetic(results: Results) -> Figure:
 def ablations(results: Results) -> Figure:
     figure, ax = plots.new_figure(size=(7.2, 4.8))
     arms = [arm for arm in results.arms if arm != "RNN sparse 1760"]
-    bars = np.array([bars(relative_cer(results, arm, "RNN sparse 1760")) for arm in arms])
+    bars = np.array([interval(relative_cer(results, arm, "RNN sparse 1760")) for arm in arms])
     places = np.arange(len(arms))
     ax.axvline(0, color="black", linewidth=0.8)
     shown = np.clip(bars[:, 0], -100, 150)

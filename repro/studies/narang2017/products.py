@@ -10,7 +10,7 @@ from repro.report import plots
 from repro.studies.base import Results, summary
 from repro.studies.narang2017 import quantities as q
 from repro.studies.narang2017.comparisons import beside, paper
-from repro.studies.narang2017.figures import BLUE, GREEN, ORANGE, RED, SKY, bars, legend_below, plain_log
+from repro.studies.narang2017.figures import BLUE, GREEN, ORANGE, RED, SKY, interval, legend_below, plain_log
 
 ROWS = ((q.RNN, 1760, 1760), (q.RNN, 2560, 1760), (q.RNN, 3072, 1760), (q.GRU, 2560, 2560), (q.GRU, 3568, 2560))
 OURS, INT8 = "repro sparse", "int8 dynamic"
@@ -61,8 +61,8 @@ def ratios(results: Results) -> pd.DataFrame:
     """Our kernels in every cell, over the best of each kind of opponent, one row a repeat and cell; NaN where there is none.
 
     `dense`, `library`: the fastest float32 dense product and sparse library; `int8` with its `error`; `onednn`: dense with
-    packed weights, the best ready-made one at larger batches; `bound`: share of the time that reading
-    the bytes takes at least (batch 1; larger ones compute).
+    packed weights, the best ready-made one at larger batches; `bound`: share of the time that reading the bytes takes at least
+    (batch 1 only: larger ones are bound by arithmetic).
     """
     rows = _products(results)
     found = []
@@ -184,7 +184,7 @@ def figure(results: Results) -> Figure | None:
 def _draw_rows(ax, results: Results) -> None:
     places, records = np.arange(len(ROWS)), results.seeds("products")
     for shift, colour, label, own in ((-0.15, RED, "best sparse library", False), (0.15, GREEN, "our kernels", True)):
-        found = [bars([q.speedup(r, cell, width, base=base, own=own) for r in records]) for cell, width, base in ROWS]
+        found = [interval([q.speedup(r, cell, width, base=base, own=own) for r in records]) for cell, width, base in ROWS]
         plots.points(ax, places + shift, *np.array(found).T, label, color=colour)
     published = [paper("table6", f"{cell} sparse", "speedup", width) for cell, width, _ in ROWS]
     plots.paper(ax, places, [p.value for p in published], published[0].known, "paper")
@@ -208,7 +208,7 @@ def _draw_opponents(ax, results: Results) -> None:
             if part.empty:
                 continue
             values = [part[(part["rows"] == r) & (part["columns"] == c)][kind] for r, c in shapes]
-            heights = np.array([bars(v) for v in values]).T
+            heights = np.array([interval(v) for v in values]).T
             name = f"over {label}, {sparsity:.0%}"
             plots.points(ax, np.arange(len(shapes)) + shift, *heights, name, color=colour, marker=marker)
     ax.axhline(1, color="black", linewidth=0.8)
@@ -252,7 +252,7 @@ def _draw_batches(ax, results: Results) -> None:
                     dense = one.loc[~one["sparse"] & ~one["reduced"], "median_us"].min()
                     kind = one["sparse"] & ~one["reduced"] & ((one["runtime"] == "repro") == own)
                     gains.append(dense / one.loc[kind & np.isclose(one["sparsity"], sparsity), "median_us"].min())
-                heights.append(bars(gains))
+                heights.append(interval(gains))
             if np.isfinite(heights).any():
                 plots.band(ax, batches, *np.array(heights).T, f"{label}, {sparsity:.0%}", color=colour, linestyle=style)
     ax.axhline(1, color="black", linewidth=0.8)

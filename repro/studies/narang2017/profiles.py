@@ -103,13 +103,13 @@ LAPTOP = Profile(
     phi=1.5,
     hard_epochs=(5 / 20, 10 / 20, 12 / 20, 15 / 20),
     timing_repeats=3,
-    timing_rounds=4,
+    timing_rounds=3,
     timing_scale=1,
     timing_batches=(1, 32),
     timing_sparsities=(0.0, 0.9, 0.95),
     timing_every_batch=False,
     timing_backends=_QUICK,
-    running=RunningSizes("laptop", (PrunedModel("rnn", 440, 1, 4, 2e-3),), 20, ("gru",), (1760,), (0.9, 0.95), 50, 1),
+    running=RunningSizes("laptop", (PrunedModel("rnn", 352, 1, 4, 2e-3),), 20, ("gru",), (1760,), (0.9,), 50, 1),
 )
 
 PROFILES = {

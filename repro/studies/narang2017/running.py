@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from repro.report import plots
 from repro.studies.base import Arms, Results, summary
 from repro.studies.narang2017.comparisons import beside, paper
-from repro.studies.narang2017.figures import BLUE, GREEN, ORANGE, RED, SKY, bars, legend_below, plain_log
+from repro.studies.narang2017.figures import BLUE, GREEN, ORANGE, RED, SKY, interval, legend_below, plain_log
 from repro.studies.running import PrunedModel, RuntimeTrial, SequenceTrial
 from repro.studies.speech import Pruning
 
@@ -254,7 +254,7 @@ def _draw_layers(ax, results: Results) -> None:
         names = list(rows["backend"].unique())
         for place, name in enumerate(names):
             own = rows[rows["backend"] == name]
-            mean, low, high = bars(own["median_us"])
+            mean, low, high = interval(own["median_us"])
             spread = None if np.isnan(low) else [[max(mean - low, 0)], [max(high - mean, 0)]]
             ax.errorbar([mean], [place + shift], xerr=spread, fmt=marker, color=_colour(own.iloc[0]), markersize=5, capsize=3)
         shape = f"{arm}, {rows['rows'].iloc[0]} x {rows['columns'].iloc[0]}"
@@ -279,7 +279,7 @@ def _draw_real_time(ax, results: Results) -> None:
     found = _models(results)
     places = np.arange(len(found))
     for shift, name, colour, label in ((-0.15, "dense_rtf", BLUE, "dense"), (0.15, "sparse_rtf", GREEN, "sparse kernels")):
-        heights = np.array([bars(results.metric(arm, name)) for arm in found]).T
+        heights = np.array([interval(results.metric(arm, name)) for arm in found]).T
         plots.points(ax, places + shift, *heights, label, color=colour)
     gains = [summary(real_time_speedup(results, arm))["ours"] for arm in found]
     ax.set_xticks(places, [f"{arm}\n{gain:.3g} x" for arm, gain in zip(found, gains, strict=True)], fontsize=8)
