@@ -1,9 +1,11 @@
 """The product bench: answers are checked before they are timed, processes take turns, noisy turns go, and nothing hangs."""
 
 import itertools
+import json
 import os
 import subprocess
 import sys
+from math import log2
 from pathlib import Path
 
 import numpy as np
@@ -356,13 +358,19 @@ def test_the_trial_times_its_cells_and_names_what_is_missing(monkeypatch, tmp_pa
     assert outcome.metrics == {"missing absent": "a_library_that_nobody_has is not installed"}
     curve = outcome.curves["products"]
     cells = list(zip(curve["rows"], curve["batch"], curve["backend"], curve["sparsity"], curve["bytes"], strict=True))
-    # 4 bytes a weight dense; sparse 8 for each of the 10 % and 4 for each row's pointer, and one more.
-    assert cells == [
+    # 4 bytes a weight dense; sparse 4 for each that is left and n H(k / n) bits for the positions of all.
+    small, large = (
+        4 * k - n * (k / n * log2(k / n) + (1 - k / n) * log2(1 - k / n)) / 8 for n, k in ((2048, 205), (3072, 307))
+    )
+    expected = [
         (64, 1, "torch dense", 0.0, 8192),
-        (64, 1, "scipy CSR", 0.9, 8 * 205 + 4 * 65),
+        (64, 1, "scipy CSR", 0.9, small),
         (96, 1, "torch dense", 0.0, 12288),
-        (96, 1, "scipy CSR", 0.9, 8 * 307 + 4 * 97),
+        (96, 1, "scipy CSR", 0.9, large),
         (96, 4, "torch dense", 0.0, 12288),
-        (96, 4, "scipy CSR", 0.9, 8 * 307 + 4 * 97),
+        (96, 4, "scipy CSR", 0.9, large),
     ]
+    assert [cell[:4] for cell in cells] == [cell[:4] for cell in expected]
+    assert [cell[4] for cell in cells] == pytest.approx([cell[4] for cell in expected])
+    assert json.loads((tmp_path / "checkpoint").read_text())["cells"] == 3  # kept as they were timed
     assert {"sparse", "median_us", "lower_us", "upper_us", "dropped", "error", "gbps"} <= curve.keys()

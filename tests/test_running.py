@@ -17,7 +17,7 @@ from repro.studies.narang2017 import running as exhibit
 from repro.studies.running import PrunedModel, RunningSizes, RuntimeTrial, SequenceTrial, take_turns
 
 BACKENDS = ("torch dense", "int8 dynamic", "torch CSR", "repro sparse")
-SIZES = RunningSizes("smoke", (PrunedModel("gru", 24, 1, 4, 1e-2),), 3, ("rnn", "gru"), (24,), (0.9,), 6)
+SIZES = RunningSizes("smoke", (PrunedModel("gru", 24, 1, 4, 1e-2),), 3, ("rnn", "gru"), (24,), (0.9,), 6, 1)
 PROFILE = SimpleNamespace(
     name="smoke", channels=2, time_strides=(4, 1), batch=4, weight_decay=0.01, sparsity=0.9, freq=1, phi=1.5,
     timing_repeats=1, timing_rounds=2, timing_backends=BACKENDS, running=SIZES,
