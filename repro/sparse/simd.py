@@ -68,25 +68,19 @@ def _multiply_add(builder, a, b, c):
     return builder.fadd(builder.fmul(a, b, flags=["contract"]), c, flags=["contract"])
 
 
-def _vector_of(lanes):
-    return {8: float32x8, 16: float32x16}[lanes.literal_value] if isinstance(lanes, types.Literal) else None
-
-
-def _reader(kind: ir.Type, result: types.Type):
+def _reader(kind: ir.Type):
     @intrinsic
     def read(typing, address):
         def generate(context, builder, signature, arguments):
             value = _load(builder, arguments[0], kind, align=kind.width // 8)
             return value if kind == _I64 else builder.zext(value, _I64)
 
-        return result(types.uintp), generate
+        return types.uintp(types.uintp), generate
 
     return read
 
 
-read_u16 = _reader(_I16, types.uintp)
-read_u32 = _reader(_I32, types.uintp)
-read_u64 = _reader(_I64, types.uintp)
+read_u32, read_u64 = _reader(_I32), _reader(_I64)
 
 
 @intrinsic(prefer_literal=True)
