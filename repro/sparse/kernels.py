@@ -34,6 +34,31 @@ def _set_out(plan, x, x_stride, y, y_stride):
 
 
 @cache
+def group_sums(slot_bytes: int, count: int, batch: int):
+    """`sums(plan, group, x, x_stride)`: W x for the 16 rows of a group and `batch` vectors, by windows.
+
+    `plan`: the address of one that begins with slots, starts, groups, scales. The vectors are `x_stride` bytes apart, at
+    multiples of 64. The registers are what `store_sums(..., batch)` takes: one a vector, or two that add up if there is one.
+    """
+    sums_count = 2 if batch == 1 else batch
+    step_bytes = u(slot_bytes * count)
+
+    @njit(forceinline=True)
+    def sums_of(plan, group, x, x_stride):
+        slots, starts, groups, scales = entry(plan, _A), entry(plan, _B), entry(plan, _C), entry(plan, _D)
+        first, last = read_u64(groups + group * u(8)), read_u64(groups + group * u(8) + u(8))
+        sums = zero_sums(16, sums_count)
+        slot = slots + first * step_bytes
+        for step in range(first, last):
+            window = x + read_u32(starts + step * u(4)) * u(4)
+            sums = window_step(slot, window, x_stride, sums, slot_bytes, count, batch)
+            slot += step_bytes
+        return scale_sums(sums, scales + group * u(64))
+
+    return sums_of
+
+
+@cache
 def times_vectors(slot_bytes: int, count: int, batch: int):
     """`kernel(plan, x, staged, y) -> finite`: y = W x by windows; x (batch, columns), y (batch, rows up to a multiple of 16).
 
@@ -41,23 +66,13 @@ def times_vectors(slot_bytes: int, count: int, batch: int):
     `staged`: (batch, columns and a window of zeros), at a multiple of 64 bytes and so its rows. If x is not finite there is no
     y: empty places in slots would turn infinities into NaN.
     """
-    sums_count = 2 if batch == 1 else batch
-    step_bytes = u(slot_bytes * count)
+    sums_of = group_sums(slot_bytes, count, batch)
 
     @region
     def body(plan, first_group, last_group):
-        slots, starts, groups, scales = entry(plan, _A), entry(plan, _B), entry(plan, _C), entry(plan, _D)
         x, x_stride, y, y_stride = entry(plan, _X), entry(plan, _X_STRIDE), entry(plan, _Y), entry(plan, _Y_STRIDE)
         for group in range(first_group, last_group):
-            first, last = read_u64(groups + group * u(8)), read_u64(groups + group * u(8) + u(8))
-            sums = zero_sums(16, sums_count)
-            slot = slots + first * step_bytes
-            for step in range(first, last):
-                window = x + read_u32(starts + step * u(4)) * u(4)
-                sums = window_step(slot, window, x_stride, sums, slot_bytes, count, batch)
-                slot += step_bytes
-            sums = scale_sums(sums, scales + group * u(64))
-            store_sums(y + group * u(64), y_stride, sums, batch)
+            store_sums(y + group * u(64), y_stride, sums_of(plan, group, x, x_stride), batch)
 
     address = body.address
 
@@ -73,7 +88,7 @@ def times_vectors(slot_bytes: int, count: int, batch: int):
         run(plan, address)
         return True
 
-    kernel.body = body
+    kernel.body = body  # whose code would be freed with it
     return kernel
 
 

@@ -18,11 +18,11 @@ from torch import Tensor
 from repro.errors import ReproError
 from repro.models.recurrent import CLIP
 from repro.sparse.gates import CELLS, cell_step, copy_lanes
-from repro.sparse.kernels import LARGEST_WINDOW_BATCH, finite, u
+from repro.sparse.kernels import LARGEST_WINDOW_BATCH, finite, group_sums, u
 from repro.sparse.matrix import Plans, SparseMatrix
 from repro.sparse.packing import LANES, SLOT_BYTES, WINDOW, aligned, pack_windows
 from repro.sparse.regions import FREE, entry, region, run, thread_count
-from repro.sparse.simd import has_avx512, read_u32, read_u64, scale_sums, store_sums, window_step, zero_sums
+from repro.sparse.simd import has_avx512, store_sums
 
 _MOST_FRAMES = 2 * LARGEST_WINDOW_BATCH - 1  # of a product by windows: from here on one by rows beats two of them
 _MOST_SEQUENCES = 16  # by windows: they save the gates and the transposes of every step as well
@@ -95,13 +95,11 @@ def _time_loop(kind: str, count: int, batch: int):
     last four entries change with each step. `offsets`: where the frames of each step begin.
     """
     gates, cell = CELLS[kind].gates, cell_step(kind)
-    sums_count = 2 if batch == 1 else batch
-    slot_bytes = SLOT_BYTES[_FORMAT]
-    step_bytes, gates_bytes = u(slot_bytes * count), u(64 * gates)
+    sums_of = group_sums(SLOT_BYTES[_FORMAT], count, batch)
+    gates_bytes = u(64 * gates)
 
     @region
     def body(plan, first_block, last_block):
-        slots, starts, groups, scales = entry(plan, FREE), entry(plan, FREE + 1), entry(plan, FREE + 2), entry(plan, FREE + 3)
         bias, blocks, call = entry(plan, FREE + 4), entry(plan, FREE + 5), entry(plan, FREE + 6)
         x, c, out, state_bytes = entry(call, 0), entry(call, 1), entry(call, 2), entry(call, 3)
         scratch = entry(call, 4) + first_block * u(_SCRATCH)  # each thread uses that of its first block only
@@ -109,14 +107,7 @@ def _time_loop(kind: str, count: int, batch: int):
         for block in range(first_block, last_block):
             for gate in range(u(gates)):
                 group = block * u(gates) + gate
-                first, last = read_u64(groups + group * u(8)), read_u64(groups + group * u(8) + u(8))
-                sums = zero_sums(16, sums_count)
-                slot = slots + first * step_bytes
-                for place in range(first, last):
-                    window = h + read_u32(starts + place * u(4)) * u(4)
-                    sums = window_step(slot, window, state_bytes, sums, slot_bytes, count, batch)
-                    slot += step_bytes
-                store_sums(scratch + gate * u(64), gates_bytes, scale_sums(sums, scales + group * u(64)), batch)
+                store_sums(scratch + gate * u(64), gates_bytes, sums_of(plan, group, h, state_bytes), batch)
             units = block * u(64)
             for b in range(u(batch)):
                 now, then = h + b * state_bytes + units, following + b * state_bytes + units
