@@ -1,8 +1,8 @@
 """What a collective costs in the alpha-beta-gamma model, as small formulas: ours, exact for our schedules, and the paper's.
 
 The machine is the usual one (Thakur et al. 2005; Chan et al. 2007), and PCIe as Wang et al. 2017 describe it in section 3.1:
-each rank sends one message while it receives one, at full speed, whoever the partners are. Formulas are for n bytes in blocks of
-b bytes over p ranks.
+each rank sends one message while it receives one, at full speed, whoever the partners are. Formulas are for n bytes, in blocks
+of b bytes, over p ranks.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ class Terms(NamedTuple):
 def terms(collective: str, algorithm: str, ranks: int, nbytes: float, block: float | None = None) -> Terms:
     """Coefficients of alpha, beta and gamma in the time of `repro.collectives.schedules.schedule`.
 
-    `nbytes` of the message; `block`: bytes in a block of the linear pipeline and of rings, None for one block. Lengths are taken
-    as divisible into the parts that the algorithm makes of them; last blocks may be shorter, but for the pipeline's allreduce.
-    Then the time is exactly that of the simulator, except where early messages delay others at the one port of a rank. There
-    it is a lower bound, which the simulator exceeded by up to a quarter (for up to 17 ranks):
+    `nbytes` of the message; `block`: bytes in a block of the linear pipeline and of rings, None for one block. Lengths are
+    taken as divisible into the parts that the algorithm makes of them; last blocks may be shorter, but for the pipeline's
+    allreduce. Then the time is exactly that of the simulator, except where early messages delay others at the one port of a
+    rank. There it is a lower bound, which the simulator exceeded by up to a quarter (for up to 17 ranks):
     - linear pipeline, allreduce, gamma > 0, more than 4 ranks and more than 4 blocks;
     - two-way ring, broadcast;
     - bidirectional exchange, reduce and allreduce, where the ranks beyond a power of two are less than half as many as it.
@@ -101,8 +101,8 @@ def _minimum_spanning_tree(collective: str, p: int, n: float, b: float) -> Terms
 
 
 def _bidirectional_exchange(collective: str, p: int, n: float, b: float) -> Terms:
-    """Recursive halving and doubling over the largest power of two (Thakur et al. 2005); the rest send and get whole messages."""
-    paired = 1 << (p.bit_length() - 1)
+    """Recursive halving and doubling over the largest power of two (Thakur et al. 2005), whole messages for the rest."""
+    paired = 2 ** math.floor(math.log2(p))
     trips = (2 if collective == "allreduce" else 1) if p > paired else 0
     reduced = (n if trips else 0) + _others(paired) * n
     return Terms(2 * _levels(paired) + trips, 2 * _others(paired) * n + trips * n, reduced)
@@ -125,7 +125,7 @@ _TERMS = {
 
 def _levels(p: int) -> int:
     """Levels of a binomial tree of p ranks: log2 p, rounded up."""
-    return (p - 1).bit_length()
+    return math.ceil(math.log2(p))
 
 
 def _others(p: int) -> float:
@@ -166,6 +166,7 @@ def limit(collective: str, algorithm: str, ranks: int, gamma_over_beta: float = 
     Bytes only: alpha -> 0 at n >> b, or n -> infinity with b growing more slowly, as `best_block` does. The paper drops gamma.
     By Proposition 1 the limit is "up to 2" for the bidirectional exchange. It is 2 (p - 1) / p for broadcast and reduce,
     but (p - 1) / p for allreduce, which the pipeline loses; against the tree it is log2 p for all three.
+    `cost` has the same limits for powers of two, but 1 for allreduce between two ranks: no port there takes a block twice.
     """
     _check(collective, ranks, 1, None)
     one_of("algorithm", algorithm, PRINTED_ALGORITHMS)
@@ -182,7 +183,8 @@ def best_block(nbytes: int, ranks: int, link: Link) -> int:
 
     It is the minimum over b of the paper's broadcast, (p - 1 + n/b) alpha + (b (p - 1) + n) beta: the derivative,
     -n alpha / b^2 + (p - 1) beta, is 0 there. The paper does not derive it, and takes 64 KB. For a reduce, put beta + gamma for
-    beta. For allreduce, 2 alpha and 2 beta + gamma: the same b* if gamma is 0. Our schedules cross one link less, p - 2 for p - 1.
+    beta; for allreduce, 2 alpha and 2 beta + gamma, which is the same b* if gamma is 0. Our schedules cross one link less:
+    p - 2 for p - 1.
     """
     if nbytes < 1 or ranks < 1:
         raise ReproError(f"the best block of {nbytes} bytes over {ranks} ranks: it takes at least 1 of each")
