@@ -1,5 +1,6 @@
 """The look all figures share, ours and the paper's values in one axes, and files whose bytes depend on the data alone."""
 
+import math
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from repro.errors import one_of
 from repro.files import write_atomically
@@ -112,6 +114,29 @@ def ours_and_paper_legend(ax, columns: int = 3, **legend):
     style = {"loc": "outside lower center", "ncols": columns} | legend
     with shared_look():
         return ax.figure.legend([handles[label] for label in ordered], ordered, **style)
+
+
+def note(figure: Figure, words: str) -> None:
+    """What the numbers were measured on, above all panels."""
+    figure.suptitle(words, fontsize=9, x=0.01, ha="left")
+
+
+def legend_below(ax, columns: int = 2) -> None:
+    """A panel's own legend, each label once."""
+    handles = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
+    ax.legend(handles.values(), handles, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=columns, fontsize=8)
+
+
+def plain_log(ax, axis: str) -> None:
+    """A logarithmic axis "x" or "y" that is labelled with numbers, not powers; once everything is drawn."""
+    ax.set(**{f"{axis}scale": "log"})
+    low, high = getattr(ax, f"get_{axis}lim")()
+    decades = abs(math.log10(high / low))
+    steps = range(1, 10) if decades < 1 else (1, 2, 5) if decades < 2.5 else (1,)
+    ticks = getattr(ax, f"{axis}axis")
+    ticks.set_major_locator(LogLocator(subs=steps))
+    ticks.set_minor_locator(NullLocator())
+    ticks.set_major_formatter(StrMethodFormatter("{x:,g}"))
 
 
 def save_figure(figure: Figure, path: Path, profile: str) -> list[Path]:

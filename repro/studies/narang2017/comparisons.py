@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
-import pandas as pd
 
 from repro.report.published import Published, published_value
-from repro.studies.base import Results, summary
+from repro.studies.base import Results
 
 STUDY = "narang2017"
 
@@ -34,23 +31,6 @@ def paper(exhibit: str, series: str, metric: str, x: float | None = None) -> Pub
 def table3(arm: str, metric: str) -> Published:
     """The paper's number for one of our arms."""
     return paper("table3", TABLE3[arm], metric, int(arm.split()[-1]))
-
-
-def beside(rows: Iterable[tuple[str, str, Published | None, object]]) -> pd.DataFrame:
-    """(row, quantity, the paper's number or None, our value or values by seed) -> frame with interval and number of seeds."""
-    table = []
-    for name, quantity, published, values in rows:
-        ours = summary(np.atleast_1d(np.asarray(values, dtype=float)))
-        table.append(
-            {
-                "": name,
-                "quantity": quantity,
-                "paper": published.value if published else np.nan,
-                "known": published.known if published else "",
-                **ours,
-            }
-        )
-    return pd.DataFrame(table)
 
 
 def base_of(arm: str) -> str:

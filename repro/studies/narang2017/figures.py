@@ -2,51 +2,21 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
+from matplotlib.ticker import MaxNLocator
 
 from repro.report import plots
 from repro.report.published import load_published
 from repro.report.statistics import bootstrap_band
 from repro.sparse.storage import megabytes, units_on_chip
 from repro.studies.base import Results, summary
+from repro.studies.comparing import interval
 from repro.studies.narang2017 import quantities as q
 from repro.studies.narang2017.comparisons import STUDY, TABLE3, base_of, paper, relative_cer, table3
 from repro.studies.narang2017.profiles import corpus_note
 
 BLUE, RED, GREEN, PINK, ORANGE, SKY = plots.PALETTE
-
-
-def interval(values) -> tuple[float, float, float]:
-    """Mean, low and high of values by seed."""
-    found = summary(values)
-    return found["ours"], found["low"], found["high"]
-
-
-def _note(figure: Figure, words: str) -> None:
-    """What the numbers were measured on, above all panels."""
-    figure.suptitle(words, fontsize=9, x=0.01, ha="left")
-
-
-def legend_below(ax, columns: int = 2) -> None:
-    """A panel's own legend, each label once."""
-    handles = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
-    ax.legend(handles.values(), handles, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=columns, fontsize=8)
-
-
-def plain_log(ax, axis: str) -> None:
-    """A logarithmic axis "x" or "y" that is labelled with numbers, not powers; once everything is drawn."""
-    ax.set(**{f"{axis}scale": "log"})
-    low, high = getattr(ax, f"get_{axis}lim")()
-    decades = abs(math.log10(high / low))
-    steps = range(1, 10) if decades < 1 else (1, 2, 5) if decades < 2.5 else (1,)
-    ticks = getattr(ax, f"{axis}axis")
-    ticks.set_major_locator(LogLocator(subs=steps))
-    ticks.set_minor_locator(NullLocator())
-    ticks.set_major_formatter(StrMethodFormatter("{x:,g}"))
 
 
 def schedule(results: Results) -> Figure:
@@ -84,7 +54,7 @@ def layer_counts(exhibit: str):
         plots.paper(ax, [printed / 1e6 for _, _, printed, _ in rows], places, rows[0][3])
         ax.set_yticks(places, [layer for layer, _, _, _ in rows])
         ax.invert_yaxis()
-        plain_log(ax, "x")
+        plots.plain_log(ax, "x")
         ax.set(xlabel="parameters, millions (log scale)", title="Parameters by layer at full size")
         plots.ours_and_paper_legend(ax)
         return figure
@@ -104,7 +74,7 @@ def main_results(results: Results) -> Figure:
         mean, low, high = interval(100 * results.metric(arm, "test_cer"))
         size = summary(results.metric(arm, "nonzero"))["ours"] / 1e3
         plots.points(left, [size], [mean], [low], [high], arm, color=_COLOURS[kind], fmt=_MARKERS[width])
-    plain_log(left, "x")
+    plots.plain_log(left, "x")
     left.set(xlabel="non-zero parameters, thousands (log scale)", ylabel="test CER, %", title="Error rate and size, ours")
     arms = [arm for arm in TABLE3 if arm != base_of(arm)]
     places = np.arange(len(arms))
@@ -116,9 +86,9 @@ def main_results(results: Results) -> Figure:
     right.set_yticks(places, arms)
     right.invert_yaxis()
     right.set(xlabel="% of the dense baseline's CER (right: better)", title="Relative performance")
-    legend_below(left, columns=3)
-    legend_below(right)
-    _note(figure, corpus_note(results.profile))
+    plots.legend_below(left, columns=3)
+    plots.legend_below(right)
+    plots.note(figure, corpus_note(results.profile))
     return figure
 
 
@@ -148,7 +118,7 @@ def hard_pruning(results: Results) -> Figure:
         ylabel="relative performance, %",
         title="Hard against gradual pruning, RNN 1760",
     )
-    _note(figure, corpus_note(results.profile))
+    plots.note(figure, corpus_note(results.profile))
     plots.ours_and_paper_legend(ax, columns=2)
     return figure
 
@@ -174,10 +144,10 @@ def loss_curves(results: Results) -> Figure:
         ax.annotate("pruning", (end, 0.98), xycoords=("data", "axes fraction"), ha="right", va="top", fontsize=8)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.set(xlabel="epoch", title=title)
-        legend_below(ax)
-    plain_log(axes[0], "y")
+        plots.legend_below(ax)
+    plots.plain_log(axes[0], "y")
     axes[0].set_ylabel("CTC cost, nats per utterance (log scale)")
-    _note(figure, corpus_note(results.profile))
+    plots.note(figure, corpus_note(results.profile))
     return figure
 
 
@@ -231,8 +201,8 @@ def layer_sparsities(results: Results) -> Figure | None:
         )
     right.set(xlabel="fraction of training", ylabel="weights pruned, %", title="b: schedule of the matrix nearest to 95 %")
     for ax in (left, right):
-        legend_below(ax)
-    _note(figure, f"RNN sparse 1760, {corpus_note(results.profile)}")
+        plots.legend_below(ax)
+    plots.note(figure, f"RNN sparse 1760, {corpus_note(results.profile)}")
     return figure
 
 
@@ -254,7 +224,7 @@ def memory_sizes(results: Results) -> Figure:
         ax.bar(places + shift, sizes, width=0.25, color=colour, label=label)
     plots.paper(ax, places - 0.27, [p.value for p in published], published[0].known)
     ax.set_xticks(places, q.MEMORY, fontsize=8)
-    plain_log(ax, "y")
+    plots.plain_log(ax, "y")
     ax.set(ylabel="megabytes (log scale)", title="Model size, float32, with and without positions")
     plots.ours_and_paper_legend(ax, columns=2)
     return figure
@@ -273,8 +243,8 @@ def onchip_projection(results: Results) -> Figure:
         ax.plot(100 - percents, units, "o-", color=colour, label=label, markersize=4)
     published = [paper("onchip", "NVIDIA P100, float16", "hidden_units", percent) for percent in (0, 90, 99)]
     plots.paper(ax, [100, 10, 1], [p.value for p in published], published[0].known)
-    plain_log(ax, "x")
-    plain_log(ax, "y")
+    plots.plain_log(ax, "x")
+    plots.plain_log(ax, "y")
     ax.set(
         xlabel="density, % (log scale)",
         ylabel="hidden units that fit (log scale)",
@@ -329,7 +299,7 @@ def ablations(results: Results) -> Figure:
         xlabel="CER against RNN sparse 1760, % (left: better), 95 % interval",
         title="Ablations and other methods, with the zeros of the recurrent matrices",
     )
-    _note(figure, corpus_note(results.profile))
+    plots.note(figure, corpus_note(results.profile))
     return figure
 
 

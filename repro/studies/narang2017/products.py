@@ -8,9 +8,10 @@ from matplotlib.figure import Figure
 
 from repro.report import plots
 from repro.studies.base import Results, summary
+from repro.studies.comparing import beside, interval
 from repro.studies.narang2017 import quantities as q
-from repro.studies.narang2017.comparisons import beside, paper
-from repro.studies.narang2017.figures import BLUE, GREEN, ORANGE, RED, SKY, interval, legend_below, plain_log
+from repro.studies.narang2017.comparisons import paper
+from repro.studies.narang2017.figures import BLUE, GREEN, ORANGE, RED, SKY
 
 ROWS = ((q.RNN, 1760, 1760), (q.RNN, 2560, 1760), (q.RNN, 3072, 1760), (q.GRU, 2560, 2560), (q.GRU, 3568, 2560))
 OURS, INT8 = "repro sparse", "int8 dynamic"
@@ -190,9 +191,9 @@ def _draw_rows(ax, results: Results) -> None:
     plots.paper(ax, places, [p.value for p in published], published[0].known, "paper")
     ax.axhline(1, color="black", linewidth=0.8)
     ax.set_xticks(places, [f"{cell} {width}\nover {base}" for cell, width, base in ROWS], fontsize=8)
-    plain_log(ax, "y")
+    plots.plain_log(ax, "y")
     ax.set(ylabel="speed-up of 95 % sparse, batch 1", title="a: Table 6, over its smaller dense layer")
-    legend_below(ax, columns=3)
+    plots.legend_below(ax, columns=3)
 
 
 def _draw_opponents(ax, results: Results) -> None:
@@ -213,9 +214,9 @@ def _draw_opponents(ax, results: Results) -> None:
             plots.points(ax, np.arange(len(shapes)) + shift, *heights, name, color=colour, marker=marker)
     ax.axhline(1, color="black", linewidth=0.8)
     ax.set_xticks(range(len(shapes)), [f"{r} x {c}" for r, c in shapes], fontsize=8)
-    plain_log(ax, "y")
+    plots.plain_log(ax, "y")
     ax.set(ylabel="their time over ours", title="b: our kernels over the best of each kind, batch 1")
-    legend_below(ax, columns=3)
+    plots.legend_below(ax, columns=3)
 
 
 def _draw_roofline(ax, results: Results) -> None:
@@ -227,14 +228,14 @@ def _draw_roofline(ax, results: Results) -> None:
         ax.plot(group["bound_us"], group["median_us"], marker, color=colour, label=backend, markersize=5, alpha=0.8)
     ends = np.array([grid["bound_us"].min(), grid["bound_us"].max()])
     ax.plot(ends, ends, color="black", linewidth=1, label="bound, float32")
-    plain_log(ax, "x")
-    plain_log(ax, "y")
+    plots.plain_log(ax, "x")
+    plots.plain_log(ax, "y")
     ax.set(
         xlabel="time to read the fewest possible bytes at measured bandwidth, µs",
         ylabel="measured time, µs",
         title="c: roofline, batch 1, all sparsities",
     )
-    legend_below(ax, columns=4)
+    plots.legend_below(ax, columns=4)
 
 
 def _draw_batches(ax, results: Results) -> None:
@@ -258,6 +259,6 @@ def _draw_batches(ax, results: Results) -> None:
     ax.axhline(1, color="black", linewidth=0.8)
     ax.set_xscale("log", base=2)
     ax.set_xticks(batches, [str(batch) for batch in batches])
-    plain_log(ax, "y")
+    plots.plain_log(ax, "y")
     ax.set(xlabel="batch", ylabel="speed-up over the best dense library", title=f"d: {rows} x {columns}, by batch")
-    legend_below(ax, columns=2)
+    plots.legend_below(ax, columns=2)

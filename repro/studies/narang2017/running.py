@@ -10,8 +10,9 @@ from matplotlib.figure import Figure
 
 from repro.report import plots
 from repro.studies.base import Arms, Results, summary
-from repro.studies.narang2017.comparisons import beside, paper
-from repro.studies.narang2017.figures import BLUE, GREEN, ORANGE, RED, SKY, interval, legend_below, plain_log
+from repro.studies.comparing import beside, interval
+from repro.studies.narang2017.comparisons import paper
+from repro.studies.narang2017.figures import BLUE, GREEN, ORANGE, RED, SKY
 from repro.studies.running import PrunedModel, RuntimeTrial, SequenceTrial
 from repro.studies.speech import Pruning
 
@@ -264,9 +265,9 @@ def _draw_layers(ax, results: Results) -> None:
         ax.axvline(bound, color="black", linewidth=0.8, linestyle=line, label=f"{arm}, bound by bytes")
         ax.set_yticks(range(len(names)), names, fontsize=8)
     ax.invert_yaxis()
-    plain_log(ax, "x")
+    plots.plain_log(ax, "x")
     ax.set(xlabel="µs a product (log scale)", title="a: densest recurrent matrix, batch 1")
-    legend_below(ax)
+    plots.legend_below(ax)
 
 
 def _colour(row) -> str:
@@ -284,9 +285,9 @@ def _draw_real_time(ax, results: Results) -> None:
     gains = [summary(real_time_speedup(results, arm))["ours"] for arm in found]
     ax.set_xticks(places, [f"{arm}\n{gain:.3g} x" for arm, gain in zip(found, gains, strict=True)], fontsize=8)
     ax.set_xlim(-0.6, len(found) - 0.4)
-    plain_log(ax, "y")
+    plots.plain_log(ax, "y")
     ax.set(ylabel="seconds a second of speech (log scale)", title="b: real-time factor, whole model")
-    legend_below(ax)
+    plots.legend_below(ax)
 
 
 def _draw_files(ax, results: Results) -> None:
@@ -303,6 +304,6 @@ def _draw_files(ax, results: Results) -> None:
             labels.append(f"{arm.removeprefix('pruned ')}, {name}")
     ax.set_yticks(range(len(labels)), labels, fontsize=8)
     ax.invert_yaxis()
-    plain_log(ax, "x")
+    plots.plain_log(ax, "x")
     ax.set(xlabel="MB (log scale)", title="c: size of the file")
-    legend_below(ax)
+    plots.legend_below(ax)

@@ -8,8 +8,9 @@ import pandas as pd
 from repro.report.published import load_published
 from repro.sparse.storage import megabytes, on_chip_speedup, register_gbps, units_on_chip
 from repro.studies.base import Results
+from repro.studies.comparing import beside
 from repro.studies.narang2017 import quantities as q
-from repro.studies.narang2017.comparisons import STUDY, TABLE3, base_of, beside, paper, relative_cer, table3
+from repro.studies.narang2017.comparisons import STUDY, TABLE3, base_of, paper, relative_cer, table3
 from repro.studies.speech import ROLES
 
 Tables = dict[str, pd.DataFrame]
