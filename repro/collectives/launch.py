@@ -15,18 +15,19 @@ from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any
-
-import torch
-import torch.distributed as dist
+from typing import TYPE_CHECKING, Any
 
 from repro.collectives.hosts import Hosts
 from repro.errors import ReproError
 
+# torch is loaded where it is needed: by the server of the ranks, not by the process that only waits for them.
+if TYPE_CHECKING:
+    import torch
+
 _LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 # Forked from a server that has loaded torch already, two ranks start in 0.06 s; in 1.9 s where each has to load it.
 _context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
-_context.set_forkserver_preload([__name__])
+_context.set_forkserver_preload([__name__, "torch.distributed"])
 # Ranks that fail because of another do so soon, and may be heard of before it.
 _HEARING_SECONDS = 1.0
 _ENDING_SECONDS = 2.0
@@ -83,7 +84,7 @@ def run_ranks(
 
 
 @contextmanager
-def joined_group(timeout: float = 60.0) -> Iterator[torch.device]:
+def joined_group(timeout: float = 60.0) -> Iterator["torch.device"]:
     """The process group that torchrun describes in the environment, the default group within the block; yields the device.
 
     NCCL and a GPU for each rank where there is CUDA, else gloo. `timeout`: seconds for an operation of the group.
@@ -92,6 +93,8 @@ def joined_group(timeout: float = 60.0) -> Iterator[torch.device]:
     missing = [name for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
         raise ReproError(f"{', '.join(missing)} not set in the environment: start with `torchrun --nproc-per-node=2 ...`")
+    import torch
+
     device = torch.device("cpu")
     if torch.cuda.is_available():
         local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
@@ -105,6 +108,8 @@ def joined_group(timeout: float = 60.0) -> Iterator[torch.device]:
 
 @contextmanager
 def _group(backend: str, timeout: float, **rendezvous) -> Iterator[None]:
+    import torch.distributed as dist
+
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout), **rendezvous)
     try:
         yield
@@ -119,6 +124,9 @@ def _be_rank(
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
+        import torch
+        import torch.distributed as dist
+
         function, arguments = pickle.loads(call)
         os.environ["GLOO_SOCKET_IFNAME"] = hosts.enter(rank) if hosts else _LOOPBACK
         torch.set_num_threads(threads)
