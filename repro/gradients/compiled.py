@@ -1,0 +1,283 @@
+"""One layer and direction of an LSTM on the CPU in float32: all steps forward, all steps backward, as compiled loops.
+
+What passes from one to the other is what `repro.gradients.lstm` keeps, so that either half can be replaced by torch's.
+"""
+
+from functools import cache
+
+import numpy as np
+import torch
+from numba import njit
+from torch import Tensor
+
+from repro.gradients import products, simd
+from repro.gradients.products import REVERSED, ROWS, A, C, Product
+from repro.gradients.recording import Site
+from repro.gradients.recurrent import Course, States
+from repro.sparse.regions import BOUNDS, THREADS, entry, make_plan, region, run, thread_count
+from repro.sparse.simd import has_avx512
+
+# The share of dnet that is not zero up to which products skip zeros: as fast as all of it at 0.35 (256 units) to 0.5.
+_DENSEST = 0.35
+_SMALLEST_HIDDEN = 64
+_WORTH_THREADS = 2**10  # units of all sequences of a step: fewer take less time than starting a second thread
+u = np.uintp
+
+_ARGUMENTS = ("gates", "before_c", "tanh_c", "after_c", "after_h", "bias", "d_h", "d_out", "d_c", "dnet", "counts")
+_ARGUMENTS += ("hidden", "threshold", "signed")
+_GATES, _BEFORE_C, _TANH_C, _AFTER_C, _AFTER_H, _BIAS, _D_H, _D_OUT, _D_C, _DNET, _COUNTS = (u(k) for k in range(11))
+_HIDDEN, _THRESHOLD, _SIGNED = u(11), u(12), u(13)
+
+
+def usable(x: Tensor, hidden: int) -> bool:
+    """Whether the compiled loops take these numbers, on this processor, and are worth compiling for this width."""
+    return x.dtype == torch.float32 and x.device.type == "cpu" and hidden >= _SMALLEST_HIDDEN and has_avx512()
+
+
+@cache
+def _forward_point():
+    """Body that makes activations and states out of the sums of one step; its bounds are sequences."""
+
+    @region
+    def body(plan, first, last):
+        p = entry(plan, products.FREE)
+        hidden = entry(p, _HIDDEN)
+        for row in range(first, last):
+            for unit in range(u(0), hidden, u(16)):
+                state = (row * hidden + unit) * u(4)
+                simd.lstm_step(
+                    entry(p, _GATES) + (u(4) * row * hidden + unit) * u(4),
+                    hidden * u(4),
+                    hidden - unit,
+                    entry(p, _BIAS) + unit * u(4),
+                    entry(p, _BEFORE_C) + state,
+                    entry(p, _TANH_C) + state,
+                    entry(p, _AFTER_C) + state,
+                    entry(p, _AFTER_H) + state,
+                )
+
+    return body
+
+
+@cache
+def _backward_point():
+    """Body that forms dnet of one step, thresholded, and the next dc; its bounds are sequences, and each has its count."""
+
+    @region
+    def body(plan, first, last):
+        p = entry(plan, products.FREE)
+        hidden = entry(p, _HIDDEN)
+        for row in range(first, last):
+            counts = u(0)
+            for unit in range(u(0), hidden, u(16)):
+                gate, state = (u(4) * row * hidden + unit) * u(4), (row * hidden + unit) * u(4)
+                counts += simd.lstm_gradients(
+                    entry(p, _GATES) + gate,
+                    hidden * u(4),
+                    hidden - unit,
+                    entry(p, _BEFORE_C) + state,
+                    entry(p, _TANH_C) + state,
+                    entry(p, _D_H) + state,
+                    entry(p, _D_OUT) + state,
+                    entry(p, _D_C) + state,
+                    entry(p, _DNET) + gate,
+                    entry(p, _THRESHOLD),
+                    entry(p, _SIGNED),
+                )
+            simd.write_u64(entry(p, _COUNTS) + row * u(8), counts)
+
+    return body
+
+
+@njit
+def _share_rows(plan, rows):
+    for i in range(plan[THREADS] + 1):
+        plan[BOUNDS + i] = rows * i // plan[THREADS]
+
+
+@njit
+def _forward_steps(starts, sizes, before_h, point, plan, body, product, product_plan, product_body):
+    """Steps from frame `starts[i]` on with `sizes[i]` sequences. Addresses in `point` and `before_h` are of frame 0."""
+    base = point.copy()
+    for i in range(len(starts)):
+        state = 4 * point[_HIDDEN] * starts[i]
+        point[_GATES] = base[_GATES] + 4 * state
+        for k in (_BEFORE_C, _TANH_C, _AFTER_C, _AFTER_H):
+            point[k] = base[k] + state
+        product[A], product[C], product[ROWS], product[REVERSED] = before_h + state, point[_GATES], sizes[i], i % 2
+        run(product_plan, product_body)
+        _share_rows(plan, sizes[i])
+        run(plan, body)
+    point[:] = base
+
+
+@njit
+def _gradient_step(start, size, point, plan, body, counts):
+    """Form the dnet of one step; returns how many entries are not zero before the threshold, and after it."""
+    base = point.copy()
+    state = 4 * point[_HIDDEN] * start
+    point[_GATES], point[_DNET] = base[_GATES] + 4 * state, base[_DNET] + 4 * state
+    for k in (_BEFORE_C, _TANH_C, _D_OUT):
+        point[k] = base[k] + state
+    _share_rows(plan, size)
+    run(plan, body)
+    point[:] = base
+    alive, kept = 0, 0
+    for row in range(size):
+        alive += counts[row] >> 32
+        kept += counts[row] & 0xFFFFFFFF
+    return alive, kept
+
+
+@njit
+def _product_step(start, size, kept, dnet, product, dense_plan, dense_body, list_plan, list_body, sparse_body):
+    """dh = dnet U of one step; `dnet`: the address of frame 0."""
+    columns = product[products.INNER]
+    product[A], product[ROWS], product[REVERSED] = dnet + 4 * columns * start, size, 1 - product[REVERSED]
+    if kept > _DENSEST * columns * size:
+        run(dense_plan, dense_body)
+    else:
+        _share_rows(list_plan, size)
+        run(list_plan, list_body)
+        run(dense_plan, sparse_body)
+
+
+@njit
+def _backward_steps(starts, sizes, gradient, product):
+    """All steps with one threshold; returns how many entries of dnet are not zero."""
+    total = 0
+    for i in range(len(starts)):
+        _, kept = _gradient_step(starts[i], sizes[i], *gradient)
+        _product_step(starts[i], sizes[i], kept, *product)
+        total += kept
+    return total
+
+
+def _address(tensor: Tensor) -> int:
+    return tensor.data_ptr()
+
+
+def _point(threads_for: int, **values: int) -> tuple[np.ndarray, np.ndarray]:
+    """The arguments of a point body and its plan."""
+    point = np.array([values.get(name, 0) for name in _ARGUMENTS], np.int64)
+    threads = thread_count() if threads_for > _WORTH_THREADS else 1
+    return point, make_plan([0] * (threads + 1), (point.ctypes.data,))
+
+
+def _steps(course: Course) -> tuple[np.ndarray, np.ndarray]:
+    """First frame and number of sequences of each step, in the order of the forward pass."""
+    frames = np.array([(frames.start, frames.stop - frames.start) for _, frames in course.steps()], np.int64)
+    return frames[:, 0].copy(), frames[:, 1].copy()
+
+
+def forward(x: Tensor, h: States, c: States, w_ih: Tensor, w_hh: Tensor, bias: Tensor | None, course: Course):
+    """(gates (total, 4 hidden), tanh(c) (total, hidden)) of all frames; h and c are filled."""
+    batch, hidden = course.sizes[0], w_hh.shape[1]
+    gates, tanh_c = x.new_empty(len(x), 4 * hidden), x.new_empty(len(x), hidden)
+    bias = x.new_zeros(4 * hidden) if bias is None else bias
+    Product(w_ih.numpy(), transposed=True)(x.numpy(), gates.numpy(), sparse=False)
+    product = Product(w_hh.numpy(), transposed=True)
+    product.arguments[[products.C_ROW, products.A_ROW, products.ADD]] = 16 * hidden, 4 * hidden, 1
+    point, plan = _point(
+        batch * hidden,
+        gates=_address(gates),
+        before_c=_address(c.before),
+        tanh_c=_address(tanh_c),
+        after_c=_address(c.after),
+        after_h=_address(h.after),
+        bias=_address(bias),
+        hidden=hidden,
+    )
+    rest = (
+        _address(h.before),
+        point,
+        plan,
+        _forward_point().address,
+        product.arguments,
+        product.by_panels(batch),
+        product.dense,
+    )
+    starts, sizes = _steps(course)
+    if h.one_array:
+        _forward_steps(starts, sizes, *rest)
+    else:
+        for i, (_, frames) in enumerate(course.steps()):
+            h.enter(frames), c.enter(frames)
+            _forward_steps(starts[i : i + 1], sizes[i : i + 1], *rest)
+            h.leave(frames), c.leave(frames)
+    return gates, tanh_c
+
+
+def backward(
+    d_out: Tensor, d_h: Tensor, d_c: Tensor, w_hh: Tensor, before_c: Tensor, gates: Tensor, tanh_c: Tensor, course, site
+):
+    """(dnet (total, 4 hidden), whether its products had better skip zeros); d_h and d_c become those of the first states."""
+    batch, hidden = d_h.shape
+    rule, number = site.rule, site.number
+    dnet, counts = torch.empty_like(gates), np.zeros(batch, np.int64)
+    d_out = d_out.contiguous()
+    point, plan = _point(
+        batch * hidden,
+        gates=_address(gates),
+        before_c=_address(before_c),
+        tanh_c=_address(tanh_c),
+        d_h=_address(d_h),
+        d_out=_address(d_out),
+        d_c=_address(d_c),
+        dnet=_address(dnet),
+        counts=counts.ctypes.data,
+        hidden=hidden,
+        signed=rule.signed,
+    )
+    product = Product(w_hh.numpy())
+    product.arguments[[C, products.C_ROW, products.A_ROW]] = _address(d_h), 4 * hidden, 16 * hidden
+    product.make_lists(batch)
+    gradient = (point, plan, _backward_point().address, counts)
+    bodies = (product.by_panels(batch), product.dense, product.by_rows(batch), products.compressor().address, product.sparse)
+    times = (_address(dnet), product.arguments, *bodies)
+    starts, sizes = (part[::-1].copy() for part in _steps(course))
+    t = rule.known(number)
+    if t is not None and not rule.feedback:
+        point[_THRESHOLD] = _bits(t)
+        kept = _backward_steps(starts, sizes, gradient, times)
+    else:
+        kept = 0
+        for start, size in zip(starts.tolist(), sizes.tolist(), strict=True):
+            of_step = _thresholded_step(start, size, gradient, dnet, site)
+            _product_step(start, size, of_step, *times)
+            kept += of_step
+    return dnet, kept <= _DENSEST * dnet.numel()
+
+
+def _thresholded_step(start: int, size: int, gradient, dnet: Tensor, site: Site) -> int:
+    """Form the dnet of one step under a rule that reads it, or is told of it; returns how many entries are not zero."""
+    rule, number = site.rule, site.number
+    t = rule.known(number)
+    gradient[0][_THRESHOLD] = _bits(t or 0.0)
+    alive, kept = _gradient_step(start, size, *gradient)
+    if t is None:
+        return int(site.apply(dnet[start : start + size]).count_nonzero())
+    rule.observe(number, kept, alive, 4 * size * int(gradient[0][_HIDDEN]))
+    return kept
+
+
+def _bits(t: float) -> int:
+    return int(np.float32(t).view(np.int32))
+
+
+def input_gradient(dnet: Tensor, w_ih: Tensor, sparse: bool) -> Tensor:
+    """dx = dnet W, (total, features)."""
+    dx = dnet.new_empty(len(dnet), w_ih.shape[1])
+    Product(w_ih.numpy())(dnet.numpy(), dx.numpy(), sparse=sparse)
+    return dx
+
+
+def weight_gradients(dnet: Tensor, inputs: list[Tensor], sparse: bool) -> list[Tensor]:
+    """dnet^T x, (4 hidden, features), for each x (total, features)."""
+    transposed = dnet.numpy().T if sparse else products.transpose("dnet", dnet.numpy())
+    found = []
+    for x in inputs:
+        gradient = dnet.new_empty(dnet.shape[1], x.shape[1])
+        Product(x.numpy())(transposed, gradient.numpy(), sparse=sparse, listed=bool(found))
+        found.append(gradient)
+    return found

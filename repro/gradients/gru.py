@@ -1,0 +1,112 @@
+"""`ThresholdedGRU`: `nn.GRU` whose backward pass thresholds the gate gradients, as `ThresholdedLSTM` does for `nn.LSTM`."""
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from repro.gradients.recording import Site
+from repro.gradients.recurrent import Course, States, ThresholdedRNN
+
+
+class ThresholdedGRU(ThresholdedRNN, nn.GRU):
+    """A drop-in for `nn.GRU` with the arguments, shapes, parameters and `state_dict` of that, and `threshold`: t or a `Rule`.
+
+        r = sigma(W_r x + U_r h + b), z = sigma(W_z x + U_z h + b), n = tanh(W_n x + b + r (U_n h + b')), h' = (1 - z) n + z h
+
+    Thresholded are the gradients of the three sums in brackets, dnet (batch, 3 hidden), once all three are formed. The
+    products of the input (dx, dW) take dnet as it is; those of the state (dh, dU) take dnet_n times r for the third gate, as
+    r stands between U_n h and its sum: a zero stays one, and the threshold acts once.
+    """
+
+    gate_names = ("r", "z", "n")
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device=None,
+        dtype=None,
+        *,
+        threshold=0.0,
+    ):
+        super().__init__(
+            input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device=device, dtype=dtype
+        )
+        self._begin(threshold)
+
+    def _run(self, x: Tensor, states: list[Tensor], weights: list[Tensor | None], course: Course, site: Site):
+        return _Layer.apply(x, *states, *weights, course, site)
+
+
+class _Layer(torch.autograd.Function):
+    """One layer and direction over packed frames."""
+
+    @staticmethod
+    def forward(ctx, x, h0, w_ih, w_hh, b_ih, b_hh, course: Course, site: Site):
+        h = States(h0, course)
+        gates = nn.functional.linear(x, w_ih, b_ih)
+        hidden = h0.shape[1]
+        recurrent_n = torch.empty_like(h.after)  # U_n h + b', which r acts on
+        for _, frames in course.steps():
+            before, net = h.enter(frames), gates[frames]
+            recurrent = nn.functional.linear(before, w_hh, b_hh)
+            recurrent_n[frames] = recurrent[:, 2 * hidden :]
+            net[:, : 2 * hidden] += recurrent[:, : 2 * hidden]
+            r, z, n = net.chunk(3, 1)
+            r.sigmoid_(), z.sigmoid_()
+            n.addcmul_(r, recurrent_n[frames]).tanh_()
+            torch.lerp(n, before, z, out=h.after[frames])
+            h.leave(frames)
+        if site.record is not None:
+            site.record.add_gates(gates.unflatten(1, (3, -1)))
+        ctx.save_for_backward(x, w_ih, w_hh, h.before, gates, recurrent_n)
+        ctx.course, ctx.site = course, site
+        return h.after, h.last()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, d_out, d_h):
+        x, w_ih, w_hh, before_h, gates, recurrent_n = ctx.saved_tensors
+        hidden = before_h.shape[1]
+        dnet_ih, dnet_hh = torch.empty_like(gates), torch.empty_like(gates)
+        d_h = d_h.clone()  # what flows back in time, (batch, hidden)
+        for t, frames in reversed(ctx.course.steps()):
+            n = frames.stop - frames.start
+            dh, dnet = d_h[:n] + d_out[frames], dnet_ih[frames]
+            _step_gradients(dh, gates[frames], before_h[frames], recurrent_n[frames], dnet, t, ctx.site)
+            recurrent = dnet_hh[frames]
+            recurrent.copy_(dnet)
+            r, z, _ = gates[frames].chunk(3, 1)
+            recurrent[:, 2 * hidden :] *= r
+            torch.addmm(dh * z, recurrent, w_hh, out=d_h[:n])
+        wanted = ctx.needs_input_grad
+        return (
+            dnet_ih @ w_ih if wanted[0] else None,
+            d_h,
+            dnet_ih.t() @ x if wanted[2] else None,
+            dnet_hh.t() @ before_h if wanted[3] else None,
+            dnet_ih.sum(0) if wanted[4] else None,
+            dnet_hh.sum(0) if wanted[5] else None,
+            None,
+            None,
+        )
+
+
+def _step_gradients(dh, gates, before_h, recurrent_n, dnet, t: int, site: Site) -> None:
+    """Write the thresholded dnet (n, 3 hidden) of one step."""
+    r, z, n = gates.chunk(3, 1)
+    derivatives = torch.stack((r * (1 - r), z * (1 - z), 1 - n * n), 1)
+    dn = dh * (1 - z)
+    arriving = torch.stack((dn * derivatives[:, 2], dh, dh), 1)
+    factors = torch.stack((recurrent_n, before_h - n, 1 - z), 1)
+    torch.mul(arriving * factors, derivatives, out=dnet.unflatten(1, (3, -1)))
+    before = None if site.record is None else dnet.clone()
+    site.apply(dnet)
+    if before is not None:
+        whole, kept = before.unflatten(1, (3, -1)), dnet.unflatten(1, (3, -1))
+        site.record.add_step(t, whole, derivatives, arriving, factors, kept)

@@ -1,0 +1,55 @@
+"""Thresholded gradients for linear layers, as in a Transformer block: the rule acts on the gradient of a layer's output."""
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from repro.errors import ReproError
+from repro.gradients.recording import Site, Thresholded
+from repro.gradients.thresholds import Rule, as_rule
+
+
+class _Threshold(torch.autograd.Function):
+    """y = x; the gradient of y is thresholded on its way to x."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, site: Site) -> Tensor:
+        ctx.site = site
+        return x.view_as(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor):
+        return ctx.site.apply(gradient.clone()), None
+
+
+class ThresholdedLinear(Thresholded, nn.Linear):
+    """A drop-in for `nn.Linear`: the gradient of the output is thresholded before both products, dx and dW, and db."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, device=None, dtype=None, *, threshold=0.0):
+        super().__init__(in_features, out_features, bias, device, dtype)
+        self._make_sites(["out"], threshold)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _Threshold.apply(super().forward(x), self.sites[0])
+
+
+def threshold_linears(module: nn.Module, threshold: float | Rule) -> list[str]:
+    """Make each `nn.Linear` within `module` a `ThresholdedLinear`, its parameters kept; returns their names.
+
+    Raises `ReproError` for `nn.MultiheadAttention`, which computes with the weights of its linear layers without calling them,
+    and if there is no linear layer.
+    """
+    rule = as_rule(threshold)
+    linears = {}
+    for name, part in module.named_modules():
+        if isinstance(part, nn.MultiheadAttention):
+            raise ReproError(f"{name or 'module'} is nn.MultiheadAttention: threshold the layers beside it one by one")
+        if type(part) is nn.Linear:
+            linears[name] = part
+    if not linears:
+        raise ReproError(f"{type(module).__name__} has no nn.Linear: there is nothing to threshold")
+    for part in linears.values():
+        part.__class__ = ThresholdedLinear
+        part._make_sites(["out"], rule)
+    return list(linears)

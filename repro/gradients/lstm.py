@@ -1,0 +1,134 @@
+"""`ThresholdedLSTM`: `nn.LSTM` whose backward pass thresholds the gate gradients (Zhu et al. 2017, sections 2 and 3)."""
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from repro.errors import ReproError
+from repro.gradients import compiled
+from repro.gradients.recording import Site
+from repro.gradients.recurrent import Course, States, ThresholdedRNN
+
+
+class ThresholdedLSTM(ThresholdedRNN, nn.LSTM):
+    """A drop-in for `nn.LSTM`: same arguments, shapes, parameters and `state_dict`; `threshold` is a number t or a `Rule`.
+
+    The four gate gradients of a time step, dnet (batch, 4 hidden), are formed first; then entries with |dnet| <= t become 0;
+    then dnet enters all four backward products: dx = dnet W, dh_{t-1} = dnet U, dW += dnet^T x, dU += dnet^T h_{t-1}, and
+    the gradients of the biases, the weights of a constant input. The forward pass and the path of dc are untouched. The rule
+    is looked up in the backward pass. With threshold 0 the gradients are those of `nn.LSTM`.
+
+    float32 and float64; half precision on accelerators only. Raises `ReproError` for proj_size, other numbers and wrong shapes.
+    """
+
+    gate_names = ("i", "f", "g", "o")
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device=None,
+        dtype=None,
+        *,
+        threshold=0.0,
+    ):
+        if proj_size:
+            raise ReproError(f"proj_size is {proj_size}: the paper's LSTM has no projection, leave it at 0")
+        super().__init__(
+            input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device=device, dtype=dtype
+        )
+        self._begin(threshold)
+
+    def _run(self, x: Tensor, states: list[Tensor], weights: list[Tensor | None], course: Course, site: Site):
+        return _Layer.apply(x, *states, *weights, course, site)
+
+
+class _Layer(torch.autograd.Function):
+    """One layer and direction over packed frames."""
+
+    @staticmethod
+    def forward(ctx, x, h0, c0, w_ih, w_hh, b_ih, b_hh, course: Course, site: Site):
+        h, c = States(h0, course), States(c0, course)
+        x, w_ih, w_hh = x.contiguous(), w_ih.contiguous(), w_hh.contiguous()
+        bias = None if b_ih is None else b_ih + b_hh
+        ctx.compiled = compiled.usable(x, h0.shape[1])
+        run = compiled.forward if ctx.compiled and site.record is None else _forward
+        gates, tanh_c = run(x, h, c, w_ih, w_hh, bias, course)
+        if site.record is not None:
+            site.record.add_gates(gates.unflatten(1, (4, -1)))
+        ctx.save_for_backward(x, w_ih, w_hh, h.before, c.before, gates, tanh_c)
+        ctx.course, ctx.site = course, site
+        return h.after, h.last(), c.last()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, d_out, d_h, d_c):
+        x, w_ih, w_hh, before_h, before_c, gates, tanh_c = ctx.saved_tensors
+        wanted = ctx.needs_input_grad
+        d_h, d_c = (part.clone(memory_format=torch.contiguous_format) for part in (d_h, d_c))  # what flows back in time
+        steps = (d_out, d_h, d_c, w_hh, before_c, gates, tanh_c, ctx.course, ctx.site)
+        inputs = [part for part, is_wanted in ((x, wanted[3]), (before_h, wanted[4])) if is_wanted]
+        if ctx.compiled and ctx.site.record is None:
+            dnet, sparse = compiled.backward(*steps)
+            dx = compiled.input_gradient(dnet, w_ih, sparse) if wanted[0] else None
+            found = compiled.weight_gradients(dnet, inputs, sparse)
+        else:
+            dnet = _backward(*steps)
+            dx = dnet @ w_ih if wanted[0] else None
+            found = [dnet.t() @ part for part in inputs]
+        found = iter(found)
+        d_w, d_u = (next(found) if is_wanted else None for is_wanted in wanted[3:5])
+        d_b = dnet.sum(0) if any(wanted[5:7]) else None
+        return dx, d_h, d_c, d_w, d_u, d_b, d_b, None, None
+
+
+def _forward(x, h: States, c: States, w_ih, w_hh, bias, course: Course) -> tuple[Tensor, Tensor]:
+    """(gates (total, 4 hidden), tanh(c) (total, hidden)) of all frames, in torch; h and c are filled."""
+    gates = nn.functional.linear(x, w_ih, bias)
+    tanh_c = torch.empty_like(c.after)
+    for _, frames in course.steps():
+        before_h, before_c, net = h.enter(frames), c.enter(frames), gates[frames]
+        net += before_h @ w_hh.t()
+        i, f, g, o = net.chunk(4, 1)
+        i.sigmoid_(), f.sigmoid_(), g.tanh_(), o.sigmoid_()
+        torch.addcmul(f * before_c, i, g, out=c.after[frames])
+        torch.tanh(c.after[frames], out=tanh_c[frames])
+        torch.mul(o, tanh_c[frames], out=h.after[frames])
+        h.leave(frames), c.leave(frames)
+    return gates, tanh_c
+
+
+def _backward(d_out, d_h, d_c, w_hh, before_c, gates, tanh_c, course: Course, site: Site) -> Tensor:
+    """dnet (total, 4 hidden), in torch; d_h and d_c become those of the first states."""
+    dnet = torch.empty_like(gates)
+    for t, frames in reversed(course.steps()):
+        n = frames.stop - frames.start
+        step = (d_h[:n] + d_out[frames], d_c[:n], gates[frames], before_c[frames], tanh_c[frames])
+        d_c[:n] = _step_gradients(*step, dnet[frames], t, site)
+        torch.mm(dnet[frames], w_hh, out=d_h[:n])
+    return dnet
+
+
+def _step_gradients(dh, dc_next, gates, before_c, tanh_c, dnet, t: int, site: Site) -> Tensor:
+    """Write the thresholded dnet (n, 4 hidden) of one step; returns what flows on to c_{t-1}: dc f.
+
+    dc = dh o (1 - tanh(c)^2) + dc_{t+1} f_{t+1} (the paper prints c_{t+1} for dc_{t+1}).
+    """
+    i, f, g, o = gates.chunk(4, 1)
+    dc = dh * o * (1 - tanh_c * tanh_c) + dc_next
+    arriving = torch.stack((dc, dc, dc, dh), 1)
+    factors = torch.stack((g, before_c, i, tanh_c), 1)
+    derivatives = torch.stack((i * (1 - i), f * (1 - f), 1 - g * g, o * (1 - o)), 1)
+    torch.mul(arriving * factors, derivatives, out=dnet.unflatten(1, (4, -1)))
+    before = None if site.record is None else dnet.clone()
+    site.apply(dnet)
+    if before is not None:
+        whole, kept = before.unflatten(1, (4, -1)), dnet.unflatten(1, (4, -1))
+        site.record.add_step(t, whole, derivatives, arriving, factors, kept)
+    return dc * f

@@ -1,0 +1,355 @@
+"""C = A B in two ways for the same packed B: by all entries of A, or only by those that are not zero.
+
+B (inner, columns) is packed in panels of 64 columns, (panels, inner, 64). A product takes 128 rows of a panel at a time, 32 KiB
+that stay in the nearest cache while rows of A pass by: five of them in 20 registers if A is taken whole, one row's non-zero
+entries, two at a time, if not. For these, A is first compressed into lists of entries, in the order in which they are used.
+
+All take raw addresses, in an int64 array of arguments that a plan (see `repro.sparse.regions`) points to.
+"""
+
+import threading
+from functools import cache
+
+import numpy as np
+from numba import njit
+
+from repro.gradients import simd
+from repro.sparse.packing import aligned
+from repro.sparse.regions import BOUNDS, FREE, THREADS, entry, make_plan, region, run, thread_count
+from repro.sparse.simd import read_u64
+
+PANEL, BLOCK, TILE = 64, 128, 5
+_PANEL_BYTES = 4 * PANEL
+_LIST_BYTES = 8 * (BLOCK + 16)  # at most: an entry has 8 bytes, and vectors are written past the end of the last list
+_STRIP = 64  # rows of A that are transposed together
+_ROW_COST = 4  # of an empty row, in pairs of entries
+_MANY_ROWS = 256  # of C: from here on threads share out rows, below panels
+_WORTH_THREADS = 2**16  # multiplications: fewer take less time than starting a second thread
+u = np.uintp
+
+(A, A_ROW, B, B_PANEL, C, C_ROW, ROWS, INNER, COLUMNS, ADD, BY_ROWS, REVERSED, TRANSPOSED) = (u(k) for k in range(13))
+ENTRIES, LISTS, STRIP, SUMS = (u(k) for k in range(13, 17))
+_ARGUMENTS = 17
+_MEMORY = threading.local()
+
+
+def scratch(name: str, size: int, dtype=np.float32) -> np.ndarray:
+    """Memory for `size` entries that this thread uses again for the next product of that name: fresh pages cost time."""
+    held = _MEMORY.__dict__
+    if name not in held or held[name].nbytes < size * np.dtype(dtype).itemsize:
+        held[name] = aligned(size, dtype)
+    return held[name].view(dtype)[:size]
+
+
+@njit(inline="always")
+def _share(arguments, first, last):
+    """(first row, last row, first panel, last panel) of a thread's part."""
+    if entry(arguments, BY_ROWS) != u(0):
+        return first, last, u(0), (entry(arguments, COLUMNS) + u(PANEL - 1)) // u(PANEL)
+    return u(0), entry(arguments, ROWS), first, last
+
+
+@cache
+def _dense_rows(registers: int, masked: int):
+    """Rows of A times 128 rows or fewer of a panel."""
+
+    @njit
+    def times(a, a_row, b, inner, c, c_row, columns, add, rows):
+        for _ in range(rows // u(TILE)):
+            simd.dense_tile(a, a_row, b, inner, c, c_row, columns, add, TILE, registers, masked)
+            a += u(TILE) * a_row
+            c += u(TILE) * c_row
+        for _ in range(rows % u(TILE)):
+            simd.dense_tile(a, a_row, b, inner, c, c_row, columns, add, 1, registers, masked)
+            a += a_row
+            c += c_row
+
+    return times
+
+
+@cache
+def dense_product(edge: int):
+    """Body of C = or += A B. `edge`: registers of 16 columns of the last panel, 1 to 4."""
+    full, narrow = _dense_rows(4, 0), _dense_rows(edge, 1)
+
+    @region
+    def body(plan, first, last):
+        arguments = entry(plan, FREE)
+        row, last_row, first_panel, last_panel = _share(arguments, first, last)
+        a_row, c_row, inner = entry(arguments, A_ROW), entry(arguments, C_ROW), entry(arguments, INNER)
+        for i in range(first_panel, last_panel):
+            panel = first_panel + last_panel - u(1) - i if entry(arguments, REVERSED) != u(0) else i
+            columns = min(entry(arguments, COLUMNS) - panel * u(PANEL), u(PANEL))
+            b, add = entry(arguments, B) + panel * entry(arguments, B_PANEL), entry(arguments, ADD)
+            a = entry(arguments, A) + row * a_row
+            c = entry(arguments, C) + row * c_row + panel * u(_PANEL_BYTES)
+            for k in range(u(0), inner, u(BLOCK)):
+                count = min(inner - k, u(BLOCK))
+                if columns < u(PANEL):
+                    narrow(a + k * u(4), a_row, b + k * u(_PANEL_BYTES), count, c, c_row, columns, add, last_row - row)
+                else:
+                    full(a + k * u(4), a_row, b + k * u(_PANEL_BYTES), count, c, c_row, columns, add, last_row - row)
+                add = u(1)
+
+    return body
+
+
+@njit(inline="always")
+def _part(plan, first):
+    """The number of the part that begins at `first`: one that no other part has, unless it is empty."""
+    part, threads = u(0), entry(plan, u(THREADS))
+    while part + u(1) < threads and entry(plan, u(BOUNDS + 1) + part) <= first:
+        part += u(1)
+    return part
+
+
+@njit(inline="always")
+def _transpose_strip(arguments, row, strip, strip_row):
+    """Write up to 64 rows of A from `row` on to `strip`; A is given as its transpose, (inner, rows)."""
+    a_row, rows, inner = entry(arguments, A_ROW), entry(arguments, ROWS), entry(arguments, INNER)
+    for k in range(u(0), inner, u(16)):
+        for r in range(row, min(row + u(_STRIP), rows), u(16)):
+            source = entry(arguments, A) + k * a_row + r * u(4)
+            simd.transpose_tile(source, a_row, inner - k, rows - r, strip + (r - row) * strip_row + k * u(4), strip_row)
+
+
+@cache
+def compressor():
+    """Body that lists the non-zero entries of A, those of 128 columns of a row in one list; its bounds are rows.
+
+    `lists` (blocks of columns, rows, 2): address of the first entry, and pairs of entries; the last of a pair may be 0. A
+    thread's lists of a block follow each other without gaps, as they are read.
+    """
+
+    @region
+    def body(plan, first_row, last_row):
+        arguments = entry(plan, FREE)
+        rows, inner, transposed = entry(arguments, ROWS), entry(arguments, INNER), entry(arguments, TRANSPOSED) != u(0)
+        lists = entry(arguments, LISTS) + first_row * u(16)
+        strip_row = (inner + u(15)) // u(16) * u(64)
+        strip = entry(arguments, STRIP) + _part(plan, first_row) * u(_STRIP) * strip_row
+        for row in range(first_row, last_row):
+            a = entry(arguments, A) + row * entry(arguments, A_ROW)
+            if transposed:
+                place = (row - first_row) % u(_STRIP)
+                if place == u(0):
+                    _transpose_strip(arguments, row, strip, strip_row)
+                a = strip + place * strip_row
+            here, at = lists, entry(arguments, ENTRIES) + first_row * u(_LIST_BYTES)
+            for k in range(u(0), inner, u(BLOCK)):
+                begin = at
+                if row > first_row:
+                    begin = read_u64(here - u(16)) + u(16) * read_u64(here - u(8))
+                end, last = begin, min(k + u(BLOCK), inner)
+                for lane in range(k, last, u(16)):
+                    end += u(8) * simd.compress_lanes(a + lane * u(4), last - lane, end, (lane - k) * u(_PANEL_BYTES))
+                simd.zero_lanes(end)
+                end += (end - begin) % u(16)
+                simd.write_u64(here, begin)
+                simd.write_u64(here + u(8), (end - begin) // u(16))
+                here += rows * u(16)
+                at += rows * u(_LIST_BYTES)
+            lists += u(16)
+
+    return body
+
+
+@cache
+def _sparse_rows(registers: int, masked: int):
+    """Lists of rows of A times 128 rows or fewer of a panel; meanwhile the 32 KiB after these are fetched."""
+
+    @njit
+    def times(lists, b, before, c, stride, columns, add, rows):
+        following, ahead = b + u(BLOCK * _PANEL_BYTES), u(BLOCK * _PANEL_BYTES // 64) // max(rows, u(1)) + u(1)
+        for _ in range(rows):
+            for _ in range(ahead):
+                simd.prefetch(following)
+                following += u(64)
+            simd.sparse_tile(read_u64(lists), read_u64(lists + u(8)), b, before, c, columns, add, registers, masked)
+            lists += u(16)
+            before += u(_PANEL_BYTES)
+            c += stride
+
+    return times
+
+
+@cache
+def sparse_product(edge: int):
+    """Body of C = A B, from the lists of A.
+
+    Sums of a panel of C wait for the last block next to each other, at `sums`: rows of C itself lie far apart.
+    """
+    full, narrow = _sparse_rows(4, 0), _sparse_rows(edge, 1)
+
+    @region
+    def body(plan, first, last):
+        arguments = entry(plan, FREE)
+        first_row, last_row, first_panel, last_panel = _share(arguments, first, last)
+        rows, inner, count = entry(arguments, ROWS), entry(arguments, INNER), last_row - first_row
+        sums = entry(arguments, SUMS) + _part(plan, first) * rows * u(_PANEL_BYTES)
+        for i in range(first_panel, last_panel):
+            panel = first_panel + last_panel - u(1) - i if entry(arguments, REVERSED) != u(0) else i
+            columns = min(entry(arguments, COLUMNS) - panel * u(PANEL), u(PANEL))
+            b, add = entry(arguments, B) + panel * entry(arguments, B_PANEL), u(0)
+            lists = entry(arguments, LISTS) + first_row * u(16)
+            for k in range(u(0), inner, u(BLOCK)):
+                c, stride = sums, u(_PANEL_BYTES)
+                if k + u(BLOCK) >= inner:
+                    stride = entry(arguments, C_ROW)
+                    c = entry(arguments, C) + first_row * stride + panel * u(_PANEL_BYTES)
+                if columns < u(PANEL):
+                    narrow(lists, b, sums, c, stride, columns, add, count)
+                else:
+                    full(lists, b, sums, c, stride, columns, add, count)
+                lists += rows * u(16)
+                b += u(BLOCK * _PANEL_BYTES)
+                add = u(1)
+
+    return body
+
+
+@njit
+def _share_pairs(plan, lists, work):
+    """Bounds of rows with about as many pairs in each part; `lists` (blocks, rows, 2) from `compressor`."""
+    work[:] = _ROW_COST
+    for block in range(len(lists)):
+        for row in range(len(work)):
+            work[row] += lists[block, row, 1]
+    total, threads, part, done = work.sum(), plan[THREADS], 1, 0
+    for row in range(len(work)):
+        while part < threads and done * threads >= total * part:
+            plan[BOUNDS + part] = row
+            part += 1
+        done += work[row]
+    plan[BOUNDS + part : BOUNDS + threads] = len(work)
+
+
+@cache
+def packer():
+    """Body that packs B, rows of `columns` floats at `a`, in panels at `b`; its bounds are rows of B."""
+
+    @region
+    def body(plan, first, last):
+        arguments = entry(plan, FREE)
+        columns, a_row = entry(arguments, COLUMNS), entry(arguments, A_ROW)
+        for row in range(first, last):
+            source, target = entry(arguments, A) + row * a_row, entry(arguments, B) + row * u(_PANEL_BYTES)
+            for column in range(u(0), columns, u(PANEL)):
+                for at in range(column, min(column + u(PANEL), columns), u(16)):
+                    simd.pad_lanes(source + at * u(4), columns - at, target + (at - column) * u(4))
+                target += entry(arguments, B_PANEL)
+
+    return body
+
+
+@cache
+def transposer():
+    """Body that writes A (rows, inner) transposed to `b`; its bounds are groups of 16 entries of a row of A.
+
+    `columns` rows of A make a panel of B: 64 to pack A^T in panels, all of them to transpose A plainly. Rows of B are `c_row`
+    bytes apart; up to a multiple of 16 they are filled with zeros.
+    """
+
+    @region
+    def body(plan, first, last):
+        arguments = entry(plan, FREE)
+        rows, inner, width = entry(arguments, ROWS), entry(arguments, INNER), entry(arguments, COLUMNS)
+        a_row, b_row = entry(arguments, A_ROW), entry(arguments, C_ROW)
+        for row in range(u(0), rows, u(16)):
+            target = entry(arguments, B) + row // width * entry(arguments, B_PANEL) + row % width * u(4)
+            source = entry(arguments, A) + row * a_row
+            for k in range(first * u(16), min(last * u(16), inner), u(16)):
+                simd.transpose_tile(source + k * u(4), a_row, rows - row, inner - k, target + k * b_row, b_row)
+
+    return body
+
+
+class Product:
+    """The arguments and plans of C = A B for B (inner, columns), which is packed first: `matrix`, or its transpose.
+
+    Matrices are float32 arrays whose rows are contiguous. All products of a thread are packed in the same memory: each is good
+    until the next one is made.
+    """
+
+    def __init__(self, matrix: np.ndarray, *, transposed: bool = False):
+        self.inner, self.columns = matrix.shape[::-1] if transposed else matrix.shape
+        panels = -(-self.columns // PANEL)
+        self.packed = scratch("panels", panels * self.inner * PANEL)
+        self.panels, self.edge = panels, -(-(self.columns % PANEL or PANEL) // 16)
+        self.arguments = np.zeros(_ARGUMENTS, np.int64)
+        self.arguments[[B, B_PANEL]] = self.packed.ctypes.data, self.inner * _PANEL_BYTES
+        self.arguments[[INNER, COLUMNS]] = self.inner, self.columns
+        packing = self.arguments.copy()
+        packing[[A, A_ROW]] = matrix.ctypes.data, matrix.strides[0]
+        if transposed:
+            packing[[ROWS, COLUMNS, C_ROW]] = self.columns, PANEL, _PANEL_BYTES
+        count = -(-self.inner // 16) if transposed else self.inner
+        run(_plan(packing, count, self.inner * self.columns), (transposer if transposed else packer)().address)
+
+    def by_panels(self, rows: int) -> np.ndarray:
+        """The plan of products for `rows` rows of C whose threads share out panels."""
+        return _plan(self.arguments, self.panels, rows * self.inner * self.columns)
+
+    def by_rows(self, rows: int) -> np.ndarray:
+        """The same for threads that share out rows."""
+        return _plan(self.arguments, rows, rows * self.inner * self.columns, TILE)
+
+    @property
+    def dense(self) -> int:
+        """Address of the body for all of A."""
+        return dense_product(self.edge).address
+
+    @property
+    def sparse(self) -> int:
+        """Address of the body for the lists of A."""
+        return sparse_product(self.edge).address
+
+    def make_lists(self, rows: int) -> None:
+        """Point to memory for the lists of A (rows, inner); it holds those that were last made for as many."""
+        blocks, threads = -(-self.inner // BLOCK), thread_count()
+        self.listed = scratch("lists", 2 * blocks * rows, np.int64).reshape(blocks, rows, 2)
+        parts = (
+            scratch("entries", blocks * rows * _LIST_BYTES, np.uint8),
+            self.listed,
+            scratch("strip", threads * _STRIP * (self.inner + 16)),
+            scratch("sums", threads * rows * PANEL),
+        )
+        self.arguments[[ENTRIES, LISTS, STRIP, SUMS]] = [part.ctypes.data for part in parts]
+
+    def __call__(self, a: np.ndarray, c: np.ndarray, *, sparse: bool, listed: bool = False) -> None:
+        """Write C = A B; `sparse`: by the non-zero entries of A, which may be a transposed view of an array of rows; `listed`:
+        the last such product had the same A.
+        """
+        rows, transposed = len(a), a.strides[1] != a.itemsize
+        self.arguments[[A, A_ROW, TRANSPOSED]] = a.ctypes.data, a.strides[transposed], transposed
+        self.arguments[[C, C_ROW, ROWS, ADD, BY_ROWS]] = c.ctypes.data, c.strides[0], rows, 0, rows >= _MANY_ROWS
+        plan = self.by_rows(rows) if rows >= _MANY_ROWS else self.by_panels(rows)
+        if not sparse:
+            run(plan, self.dense)
+            return
+        self.make_lists(rows)
+        if not listed:
+            run(self.by_rows(rows), compressor().address)
+        if rows >= _MANY_ROWS:
+            _share_pairs(plan, self.listed, scratch("work", rows, np.int64))
+        run(plan, self.sparse)
+
+
+def transpose(name: str, matrix: np.ndarray) -> np.ndarray:
+    """(columns, rows) of a (rows, columns) matrix, in memory of that name."""
+    rows, inner = matrix.shape
+    width = -(-rows // 16) * 16
+    target = scratch(name, inner * width).reshape(inner, width)
+    arguments = np.zeros(_ARGUMENTS, np.int64)
+    arguments[[A, A_ROW, B, C_ROW]] = matrix.ctypes.data, matrix.strides[0], target.ctypes.data, target.strides[0]
+    arguments[[ROWS, INNER, COLUMNS]] = rows, inner, rows
+    run(_plan(arguments, -(-inner // 16), matrix.size), transposer().address)
+    return target[:, :rows]
+
+
+def _plan(arguments: np.ndarray, count: int, work: int, step: int = 1) -> np.ndarray:
+    """`count` items shared out to threads, in multiples of `step`; little `work` stays on one."""
+    threads = thread_count() if work > _WORTH_THREADS else 1
+    steps = -(-count // step)
+    bounds = [min(steps * i // threads * step, count) for i in range(threads + 1)]
+    return make_plan(bounds, (arguments.ctypes.data,))

@@ -1,0 +1,153 @@
+"""What `ThresholdedLSTM` and `ThresholdedGRU` share: torch's recurrent layers with a backward pass of their own.
+
+Within a layer sequences are packed as torch packs them: frames (total, features) time step by time step, longest sequence
+first; `sizes[t]` sequences still run at step t. Equally long ones are the special case of equal sizes.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from repro.errors import ReproError
+from repro.gradients.recording import Thresholded
+
+
+class Course(NamedTuple):
+    """The order in which a layer walks through packed frames: `sizes` of all steps, and whether it goes backwards in time."""
+
+    sizes: list[int]
+    backwards: bool
+
+    def steps(self) -> list[tuple[int, slice]]:
+        """(time step, its frames) in the order of the forward pass."""
+        steps, first = [], 0
+        for t, size in enumerate(self.sizes):
+            steps.append((t, slice(first, first + size)))
+            first += size
+        return steps[::-1] if self.backwards else steps
+
+
+class States:
+    """The states of one kind, h or c, at all frames: `before` and `after` each step, both (total, hidden).
+
+    Of equally long sequences `before` and `after` are two views of one array: what a step writes, the next one reads.
+    """
+
+    def __init__(self, first: Tensor, course: Course):
+        batch, total = len(first), sum(course.sizes)
+        self.one_array = course.sizes[-1] == batch
+        if self.one_array:
+            rows = first.new_empty(total + batch, first.shape[1])
+            self.before, self.after = (rows[batch:], rows[:total]) if course.backwards else (rows[:total], rows[batch:])
+            rows[total:].copy_(first) if course.backwards else rows[:batch].copy_(first)
+            self._last = self.after[:batch] if course.backwards else self.after[total - batch :]
+        else:
+            self.before, self.after = (first.new_empty(total, first.shape[1]) for _ in range(2))
+            self._last = first.clone()
+
+    def enter(self, frames: slice) -> Tensor:
+        """The states (n, hidden) that a step starts from; call it before the step writes `after`."""
+        before = self.before[frames]
+        if not self.one_array:
+            before.copy_(self._last[: len(before)])
+        return before
+
+    def leave(self, frames: slice) -> None:
+        """The step has written `after[frames]`."""
+        if not self.one_array:
+            after = self.after[frames]
+            self._last[: len(after)] = after
+
+    def last(self) -> Tensor:
+        """The state after the last step of each sequence, (batch, hidden)."""
+        return self._last.clone()
+
+
+class ThresholdedRNN(Thresholded):
+    """Mixed into `nn.LSTM` or `nn.GRU`: all of it as there, but for the backward pass of each layer.
+
+    `_run(x, states, weights, course, site) -> (out, *last states)` of a layer and direction is what a class adds. Without
+    gradients the forward pass is torch's own.
+    """
+
+    gate_names: tuple[str, ...]
+
+    def _begin(self, threshold) -> None:
+        directions = ("", "_reverse")[: 1 + self.bidirectional]
+        self._make_sites([f"l{layer}{direction}" for layer in range(self.num_layers) for direction in directions], threshold)
+
+    def forward(self, input: Tensor | PackedSequence, hx=None):
+        """As of `nn.LSTM` and `nn.GRU`: (T, B, input), (B, T, input) if `batch_first`, (T, input), packed -> output, state."""
+        recording = any(site.record is not None for site in self.sites)
+        if not (torch.is_grad_enabled() or recording):
+            return super().forward(input, hx)
+        packed = isinstance(input, PackedSequence)
+        x = input.data if packed else input
+        self._check_numbers(x)
+        if packed:
+            sizes, batched = input.batch_sizes.tolist(), True
+        else:
+            if x.ndim not in (2, 3):
+                raise ReproError(f"input of {type(self).__name__} has {x.ndim} dimensions: 2 (one sequence) or 3 are needed")
+            batched = x.ndim == 3
+            x = x[:, None] if not batched else x.transpose(0, 1) if self.batch_first else x
+            steps, batch = x.shape[:2]
+            sizes, x = [batch] * steps, x.reshape(-1, x.shape[2])
+        if len(x) == 0:
+            raise ReproError(f"input of {type(self).__name__} has no frames: at least one step of one sequence is needed")
+        if x.shape[1] != self.input_size:
+            raise ReproError(f"input of {type(self).__name__} has {x.shape[1]} features: input_size is {self.input_size}")
+        order = (input.sorted_indices, input.unsorted_indices) if packed else (None, None)
+        out, last = self._run_layers(x, self._first_states(hx, sizes[0], batched, order[0], x), sizes)
+        if packed:
+            out = input._replace(data=out)
+        else:
+            out = out.reshape(steps, batch, -1)
+            out = out[:, 0] if not batched else out.transpose(0, 1) if self.batch_first else out
+        if order[1] is not None:
+            last = [state.index_select(1, order[1]) for state in last]
+        if not batched:
+            last = [state[:, 0] for state in last]
+        return out, tuple(last) if self.mode == "LSTM" else last[0]
+
+    def _check_numbers(self, x: Tensor) -> None:
+        name, wanted = type(self).__name__, self.weight_ih_l0.dtype
+        if torch.is_autocast_enabled(x.device.type):
+            raise ReproError(f"{name} does not work under autocast: convert the module and its input, as by `.bfloat16()`")
+        if x.dtype != wanted:
+            raise ReproError(f"input of {name} is {x.dtype}, its weights are {wanted}: they must be the same")
+        if x.device.type == "cpu" and wanted not in (torch.float32, torch.float64):
+            raise ReproError(f"{name} in {wanted} on the CPU: float32 or float64 is needed there")
+
+    def _first_states(self, hx, batch: int, batched: bool, order: Tensor | None, x: Tensor) -> list[Tensor]:
+        """First h (and c), each (layers * directions, batch, hidden), sequences in the order of the frames."""
+        count, shape = 1 + (self.mode == "LSTM"), (len(self.sites), batch, self.hidden_size)
+        if hx is None:
+            return [x.new_zeros(shape)] * count
+        given = tuple(hx) if self.mode == "LSTM" else (hx,)
+        wanted = shape if batched else (shape[0], shape[2])
+        if len(given) != count or any(state.shape != wanted for state in given):
+            found = ", ".join(str(tuple(state.shape)) for state in given)
+            raise ReproError(f"states of {type(self).__name__} have shapes {found}: {count} of {wanted} needed")
+        given = [state.reshape(shape) for state in given]
+        return given if order is None else [state.index_select(1, order) for state in given]
+
+    def _run_layers(self, x: Tensor, first: list[Tensor], sizes: list[int]) -> tuple[Tensor, list[Tensor]]:
+        directions = 1 + self.bidirectional
+        last = []
+        for layer in range(self.num_layers):
+            outputs = []
+            for k in range(layer * directions, (layer + 1) * directions):
+                ends = ("weight_ih", "weight_hh", "bias_ih", "bias_hh") if self.bias else ("weight_ih", "weight_hh")
+                weights = [getattr(self, f"{end}_{self.sites[k].name}") for end in ends]
+                weights += [None] * (4 - len(weights))
+                course = Course(sizes, k % directions == 1)
+                out, *ends = self._run(x, [state[k] for state in first], weights, course, self.sites[k])
+                outputs.append(out)
+                last.append(ends)
+            x = outputs[0] if directions == 1 else torch.cat(outputs, 1)
+            if layer < self.num_layers - 1 and self.dropout:
+                x = nn.functional.dropout(x, self.dropout, self.training)
+        return x, [torch.stack(states) for states in zip(*last, strict=True)]

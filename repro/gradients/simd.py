@@ -1,0 +1,344 @@
+"""Vector instructions for the products of `repro.gradients.products`, for processors with AVX-512; see `repro.sparse.simd`.
+
+Addresses are unsigned integers and distances between rows bytes. Rows may end anywhere: the last of their vectors of 16 lanes
+are masked.
+"""
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from repro.sparse.gates import _Lanes, _sigmoid, _tanh
+from repro.sparse.simd import _I8, _I32, _I64, _constant, _floats, _load, _multiply_add
+
+_FLOATS, _INTEGERS, _MASK = _floats(16), ir.VectorType(_I32, 16), ir.VectorType(ir.IntType(1), 16)
+_IOTA = ir.Constant(_INTEGERS, list(range(16)))
+_WORD = types.uintp
+
+
+def word(value: int) -> ir.Constant:
+    return ir.Constant(_I64, value)
+
+
+def first_lanes(builder, count):
+    """The mask of the lanes below `count`, a 64-bit integer of any size."""
+    count = builder.select(builder.icmp_unsigned("<", count, word(16)), count, word(16))
+    return builder.icmp_unsigned("<", _IOTA, _splat(builder, builder.trunc(count, _I32)))
+
+
+def _splat(builder, value):
+    kind = ir.VectorType(value.type, 16)
+    one = builder.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(_I32, 0))
+    return builder.shuffle_vector(one, ir.Constant(kind, ir.Undefined), _constant(_INTEGERS, 0))
+
+
+def _function(builder, name, result, arguments):
+    return cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, arguments), name)
+
+
+def load_lanes(builder, address, mask=None):
+    """16 floats; lanes outside of `mask` are 0 and not read."""
+    if mask is None:
+        return _load(builder, address, _FLOATS)
+    pointer = builder.inttoptr(address, _FLOATS.as_pointer())
+    load = _function(builder, "llvm.masked.load.v16f32.p0", _FLOATS, [pointer.type, _I32, _MASK, _FLOATS])
+    return builder.call(load, [pointer, ir.Constant(_I32, 4), mask, _constant(_FLOATS, 0.0)])
+
+
+def store_lanes(builder, value, address, mask=None):
+    """Write 16 lanes of 4 bytes, or those within `mask`."""
+    pointer = builder.inttoptr(address, value.type.as_pointer())
+    if mask is None:
+        builder.store(value, pointer).align = 4
+        return
+    store = _function(builder, "llvm.masked.store.v16f32.p0", ir.VoidType(), [_FLOATS, pointer.type, _I32, _MASK])
+    builder.call(store, [value, pointer, ir.Constant(_I32, 4), mask])
+
+
+def _column_masks(builder, columns, registers: int, masked: bool):
+    if not masked:
+        return [None] * registers
+    counts = []
+    for r in range(registers):
+        past = builder.icmp_unsigned("<", columns, word(16 * r))
+        counts.append(builder.select(past, word(0), builder.sub(columns, word(16 * r))))
+    return [first_lanes(builder, count) for count in counts]
+
+
+class _Sums:
+    """Registers that a loop adds up."""
+
+    def __init__(self, builder, count: int):
+        self._builder = builder
+        self._places = [cgutils.alloca_once(builder, _FLOATS) for _ in range(count)]
+        for place in self._places:
+            builder.store(_constant(_FLOATS, 0.0), place)
+
+    def add_product(self, k: int, a, b) -> None:
+        self._builder.store(_multiply_add(self._builder, a, b, self[k]), self._places[k])
+
+    def __getitem__(self, k: int):
+        return self._builder.load(self._places[k])
+
+
+def _write(builder, sums, before, target, masks, add) -> None:
+    """Store `sums` next to each other at `target`, added to what is at `before` if `add`."""
+    for r, (value, mask) in enumerate(zip(sums, masks, strict=True)):
+        offset = word(64 * r)
+        old = builder.select(add, load_lanes(builder, builder.add(before, offset), mask), _constant(_FLOATS, 0.0))
+        store_lanes(builder, builder.fadd(old, value), builder.add(target, offset), mask)
+
+
+@intrinsic(prefer_literal=True)
+def dense_tile(typing, a, a_row, b, inner, c, c_row, columns, add, rows, registers, masked):
+    """C (rows, columns) = or += A B. A: `inner` floats in each of `rows` rows; B: `inner` rows of 64 floats.
+
+    `columns`: of C, at most 16 `registers`; looked at if `masked` only.
+    """
+    if not all(isinstance(kind, types.Literal) for kind in (rows, registers, masked)):
+        return None
+    row_count, width, edge = rows.literal_value, registers.literal_value, bool(masked.literal_value)
+
+    def generate(context, builder, signature, arguments):
+        a, a_row, b, inner, c, c_row, columns, add = arguments[:8]
+        add = builder.icmp_unsigned("!=", add, word(0))
+        starts = [builder.add(a, builder.mul(a_row, word(row))) for row in range(row_count)]
+        sums = _Sums(builder, row_count * width)
+        with cgutils.for_range(builder, inner) as loop:
+            b_row = builder.add(b, builder.mul(loop.index, word(256)))
+            right = [load_lanes(builder, builder.add(b_row, word(64 * r))) for r in range(width)]
+            step = builder.mul(loop.index, word(4))
+            for row, start in enumerate(starts):
+                left = _splat(builder, _load(builder, builder.add(start, step), ir.FloatType()))
+                for r in range(width):
+                    sums.add_product(row * width + r, left, right[r])
+        masks = _column_masks(builder, columns, width, edge)
+        for row in range(row_count):
+            at = builder.add(c, builder.mul(c_row, word(row)))
+            _write(builder, [sums[row * width + r] for r in range(width)], at, at, masks, add)
+        return context.get_dummy_value()
+
+    return types.void(*[_WORD] * 8, rows, registers, masked), generate
+
+
+@intrinsic(prefer_literal=True)
+def sparse_tile(typing, entries, pairs, b, before, c, columns, add, registers, masked):
+    """One row: C = the sum of `2 pairs` values times rows of B, plus `before` if `add`; `columns` as in `dense_tile`.
+
+    An entry is a value, and how many bytes after `b` its row begins.
+    """
+    if not all(isinstance(kind, types.Literal) for kind in (registers, masked)):
+        return None
+    width, edge = registers.literal_value, bool(masked.literal_value)
+
+    def generate(context, builder, signature, arguments):
+        entries, pairs, b, before, c, columns, add = arguments[:7]
+        add = builder.icmp_unsigned("!=", add, word(0))
+        sums = _Sums(builder, 2 * width)
+        with cgutils.for_range(builder, pairs) as loop:
+            first = builder.add(entries, builder.mul(loop.index, word(16)))
+            for k in range(2):
+                both = _load(builder, first, _I64, 8 * k)  # one load: they, not multiplications, are what limits this loop
+                left = builder.bitcast(_splat(builder, builder.trunc(both, _I32)), _FLOATS)
+                row = builder.add(b, builder.lshr(both, word(32)))
+                for r in range(width):
+                    sums.add_product(k * width + r, left, load_lanes(builder, builder.add(row, word(64 * r))))
+        both = [builder.fadd(sums[r], sums[width + r]) for r in range(width)]
+        _write(builder, both, before, c, _column_masks(builder, columns, width, edge), add)
+        return context.get_dummy_value()
+
+    return types.void(*[_WORD] * 7, registers, masked), generate
+
+
+@intrinsic
+def compress_lanes(typing, source, lanes, entries, first_offset):
+    """Write an entry, its value and 256 times its place plus `first_offset`, 4 bytes each, for all that is not zero of `lanes`
+    (up to 16) floats; returns how many. 128 bytes are written, zeros last.
+    """
+
+    def generate(context, builder, signature, arguments):
+        source, lanes, entries, first_offset = arguments
+        found = load_lanes(builder, source, first_lanes(builder, lanes))
+        mask = builder.fcmp_unordered("!=", found, _constant(_FLOATS, 0.0))
+        first = _splat(builder, builder.trunc(first_offset, _I32))
+        places = builder.add(first, ir.Constant(_INTEGERS, [256 * lane for lane in range(16)]))
+        compress = _function(builder, "llvm.x86.avx512.mask.compress.v16i32", _INTEGERS, [_INTEGERS, _INTEGERS, _MASK])
+        values, places = (
+            builder.call(compress, [vector, ir.Constant(_INTEGERS, None), mask])
+            for vector in (builder.bitcast(found, _INTEGERS), places)
+        )
+        for half in range(2):
+            order = [8 * half + lane // 2 + 16 * (lane % 2) for lane in range(16)]
+            both = builder.shuffle_vector(values, places, ir.Constant(_INTEGERS, order))
+            store_lanes(builder, both, builder.add(entries, word(64 * half)))
+        return count_lanes(builder, mask)
+
+    return _WORD(*[_WORD] * 4), generate
+
+
+def count_lanes(builder, mask):
+    """How many lanes a mask holds, 64 bits."""
+    bits = builder.bitcast(mask, ir.IntType(16))
+    count = builder.call(_function(builder, "llvm.ctpop.i16", bits.type, [bits.type]), [bits])
+    return builder.zext(count, _I64)
+
+
+@intrinsic
+def write_u64(typing, address, value):
+    """Write a 64-bit integer."""
+
+    def generate(context, builder, signature, arguments):
+        builder.store(arguments[1], builder.inttoptr(arguments[0], _I64.as_pointer()))
+        return context.get_dummy_value()
+
+    return types.void(_WORD, _WORD), generate
+
+
+@intrinsic
+def zero_lanes(typing, address):
+    """Write 64 bytes of zeros."""
+
+    def generate(context, builder, signature, arguments):
+        store_lanes(builder, _constant(_FLOATS, 0.0), arguments[0])
+        return context.get_dummy_value()
+
+    return types.void(_WORD), generate
+
+
+@intrinsic
+def pad_lanes(typing, source, lanes, target):
+    """Copy `lanes` (up to 16) floats and write zeros after them, 16 in all."""
+
+    def generate(context, builder, signature, arguments):
+        source, lanes, target = arguments
+        store_lanes(builder, load_lanes(builder, source, first_lanes(builder, lanes)), target)
+        return context.get_dummy_value()
+
+    return types.void(_WORD, _WORD, _WORD), generate
+
+
+def _interleave(builder, a, b, step: int):
+    """Blocks of `step` lanes of two registers: the even ones of both, and the odd ones of both."""
+    low, high = [], []
+    for lane in range(16):
+        block, inside = divmod(lane, step)
+        source = 16 * (block % 2) + inside
+        low.append(source + (block - block % 2) * step)
+        high.append(source + (block - block % 2 + 1) * step)
+    return [builder.shuffle_vector(a, b, ir.Constant(_INTEGERS, order)) for order in (low, high)]
+
+
+@intrinsic
+def transpose_tile(typing, source, source_row, rows, columns, target, target_row):
+    """target (columns, rows) = source (rows, columns) transposed, up to 16 x 16; zeros fill rows of the target up to 16.
+
+    Four rounds exchange blocks of 8, 4, 2 and 1 lanes between rows as far apart.
+    """
+
+    def generate(context, builder, signature, arguments):
+        source, source_row, rows, columns, target, target_row = arguments
+        inside, nothing = first_lanes(builder, columns), ir.Constant(_MASK, None)
+        tile = []
+        for row in range(16):
+            mask = builder.select(builder.icmp_unsigned("<", word(row), rows), inside, nothing)
+            tile.append(load_lanes(builder, builder.add(source, builder.mul(source_row, word(row))), mask))
+        for step in (8, 4, 2, 1):
+            for row in (row for row in range(16) if not row & step):
+                tile[row], tile[row + step] = _interleave(builder, tile[row], tile[row + step], step)
+        everything = ir.Constant(_MASK, [1] * 16)
+        for column, value in enumerate(tile):
+            mask = builder.select(builder.icmp_unsigned("<", word(column), columns), everything, nothing)
+            store_lanes(builder, value, builder.add(target, builder.mul(target_row, word(column))), mask)
+        return context.get_dummy_value()
+
+    return types.void(*[_WORD] * 6), generate
+
+
+@intrinsic
+def prefetch(typing, address):
+    """Ask for the cache line at an address."""
+
+    def generate(context, builder, signature, arguments):
+        pointer = builder.inttoptr(arguments[0], _I8.as_pointer())
+        fetch = _function(builder, "llvm.prefetch.p0", ir.VoidType(), [pointer.type, _I32, _I32, _I32])
+        builder.call(fetch, [pointer, *(ir.Constant(_I32, number) for number in (0, 3, 1))])
+        return context.get_dummy_value()
+
+    return types.void(_WORD), generate
+
+
+def _lane_access(builder, lanes):
+    mask = first_lanes(builder, lanes)
+
+    def read(address, offset=None):
+        address = address if offset is None else builder.add(address, offset)
+        return _Lanes(builder, load_lanes(builder, address, mask))
+
+    def write(lanes, address, offset=None):
+        address = address if offset is None else builder.add(address, offset)
+        store_lanes(builder, lanes.value, address, mask)
+
+    return mask, read, write
+
+
+@intrinsic
+def lstm_step(typing, gates, gate_bytes, lanes, bias, before_c, tanh_c, after_c, after_h):
+    """Up to 16 units of an LSTM's forward step: sums at `gates` become activations in place; i, f, g, o, `gate_bytes` apart."""
+
+    def generate(context, builder, signature, arguments):
+        gates, gate_bytes, lanes, bias, before_c, tanh_c, after_c, after_h = arguments
+        _, read, write = _lane_access(builder, lanes)
+        places = [builder.mul(gate_bytes, word(k)) for k in range(4)]
+        sums = [read(gates, place) + read(bias, place) for place in places]
+        i, f, g, o = _sigmoid(sums[0]), _sigmoid(sums[1]), _tanh(sums[2]), _sigmoid(sums[3])
+        for gate, place in zip((i, f, g, o), places, strict=True):
+            write(gate, gates, place)
+        c = f * read(before_c) + i * g
+        tanh = _tanh(c)
+        write(c, after_c)
+        write(tanh, tanh_c)
+        write(o * tanh, after_h)
+        return context.get_dummy_value()
+
+    return types.void(*[_WORD] * 8), generate
+
+
+@intrinsic
+def lstm_gradients(typing, gates, gate_bytes, lanes, before_c, tanh_c, d_h, d_out, d_c, dnet, threshold, signed):
+    """Up to 16 units of an LSTM's backward step: write the thresholded dnet, and dc f over dc.
+
+    `threshold`: the bits of a float32. Returns 2^32 times the entries that were not zero before the threshold, plus those that
+    are not after it.
+    """
+
+    def generate(context, builder, signature, arguments):
+        gates, gate_bytes, lanes, before_c, tanh_c, d_h, d_out, d_c, dnet, threshold, signed = arguments
+        mask, read, write = _lane_access(builder, lanes)
+        places = [builder.mul(gate_bytes, word(k)) for k in range(4)]
+        i, f, g, o = (read(gates, place) for place in places)
+        tanh, dh = read(tanh_c), read(d_h) + read(d_out)
+        one = _Lanes(builder, _constant(_FLOATS, 1.0))
+        dc = dh * o * (one - tanh * tanh) + read(d_c)
+        write(dc * f, d_c)
+        of_gates = (
+            dc * g * (i * (one - i)),
+            dc * read(before_c) * (f * (one - f)),
+            dc * i * (one - g * g),
+            dh * tanh * (o * (one - o)),
+        )
+        t = _splat(builder, builder.bitcast(builder.trunc(threshold, _I32), ir.FloatType()))
+        signed = builder.icmp_unsigned("!=", signed, word(0))
+        zeros, counts = _constant(_FLOATS, 0.0), word(0)
+        for gradient, place in zip(of_gates, places, strict=True):
+            value = gradient.value
+            magnitude = builder.call(_function(builder, "llvm.fabs.v16f32", _FLOATS, [_FLOATS]), [value])
+            stays = builder.fcmp_unordered(">", builder.select(signed, value, magnitude), t)  # NaN stays
+            kept = builder.select(stays, value, zeros)
+            write(_Lanes(builder, kept), dnet, place)
+            for part, shift in ((value, 32), (kept, 0)):
+                found = count_lanes(builder, builder.and_(mask, builder.fcmp_unordered("!=", part, zeros)))
+                counts = builder.add(counts, builder.shl(found, word(shift)))
+        return counts
+
+    return _WORD(*[_WORD] * 11), generate

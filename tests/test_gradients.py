@@ -1,0 +1,542 @@
+"""Thresholded layers against references: autograd, torch's own layers, and BPTT in NumPy written from the paper's equations."""
+
+import copy
+import io
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+
+from repro.errors import ReproError
+from repro.gradients import (
+    CAUSES,
+    HeldSparsity,
+    RelativeRMS,
+    Static,
+    ThresholdedGRU,
+    ThresholdedLinear,
+    ThresholdedLSTM,
+    TopK,
+    compiled,
+    cosines,
+    dense,
+    dense_gradients,
+    record,
+    threshold_linears,
+)
+from repro.gradients.thresholds import Rule
+from repro.sparse.simd import has_avx512
+
+KINDS = {"lstm": (ThresholdedLSTM, nn.LSTM), "gru": (ThresholdedGRU, nn.GRU)}
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def pair(kind: str, *arguments, seed: int = 0, dtype=torch.float64, threshold=0.0, **options):
+    """A thresholded layer and torch's, of the same weights."""
+    torch.manual_seed(seed)
+    ours, torchs = KINDS[kind]
+    ours = ours(*arguments, dtype=dtype, threshold=threshold, **options)
+    theirs = torchs(*arguments, dtype=dtype, **options)
+    theirs.load_state_dict(ours.state_dict())
+    return ours, theirs
+
+
+def states(module, batch: int | None, dtype=torch.float64):
+    shape = [len(module.sites)] + [batch] * (batch is not None) + [module.hidden_size]
+    h, c = (torch.randn(shape, dtype=dtype, generator=generator(seed)).requires_grad_() for seed in (7, 8))
+    return (h, c) if module.mode == "LSTM" else h
+
+
+def flat(outputs) -> list[torch.Tensor]:
+    if isinstance(outputs, torch.Tensor):
+        return [outputs]
+    return [outputs.data] if isinstance(outputs, PackedSequence) else [tensor for part in outputs for tensor in flat(part)]
+
+
+def results(module, x, hx=None) -> list[torch.Tensor]:
+    """Outputs, and the gradients of inputs, states and weights of a loss that weighs all outputs at random."""
+    inputs = [*flat(x), *(() if hx is None else flat(hx)), *module.parameters()]
+    outputs = flat(module(x, hx))
+    loss = sum(
+        (tensor * torch.randn(tensor.shape, generator=generator(k)).to(tensor.dtype)).sum() for k, tensor in enumerate(outputs)
+    )
+    return [tensor.detach() for tensor in outputs] + list(torch.autograd.grad(loss, inputs))
+
+
+def assert_same(found, wanted, tolerance):
+    assert len(found) == len(wanted)
+    for a, b in zip(found, wanted, strict=True):
+        assert a.shape == b.shape
+        assert a.dtype == b.dtype
+        assert (a - b).abs().max() <= tolerance * b.abs().max()
+
+
+def numpy_lstm_gradients(x, h0, c0, w, u, b, d_h_all, keep):
+    """BPTT of one LSTM layer, sections 2.1 and 3.1 of Zhu et al. 2017; gates in torch's order i, f, g, o.
+
+    x (T, B, D), d_h_all (T, B, H): gradient of each h_t. `keep(dnet)` is the threshold. Returns dx, dh0, dc0, dW, dU, db.
+    """
+
+    def sigma(v):
+        return 1 / (1 + np.exp(-v))
+
+    steps, hidden = len(x), h0.shape[1]
+    h, c, gates = [h0], [c0], []
+    for t in range(steps):
+        net = x[t] @ w.T + h[-1] @ u.T + b
+        i, f, g, o = (net[:, k * hidden : (k + 1) * hidden] for k in range(4))
+        i, f, g, o = sigma(i), sigma(f), np.tanh(g), sigma(o)
+        c.append(f * c[-1] + i * g)
+        h.append(o * np.tanh(c[-1]))
+        gates.append((i, f, g, o))
+    dx, dw, du, db = np.zeros_like(x), np.zeros_like(w), np.zeros_like(u), np.zeros_like(b)
+    dh_next, dc_next = np.zeros_like(h0), np.zeros_like(c0)
+    for t in reversed(range(steps)):
+        i, f, g, o = gates[t]
+        dh = d_h_all[t] + dh_next
+        dc = dh * (1 - np.tanh(c[t + 1]) ** 2) * o + dc_next
+        dnet_g = dc * i * (1 - g**2)
+        dnet_o = dh * np.tanh(c[t + 1]) * (1 - o) * o
+        dnet_f = dc * c[t] * (1 - f) * f
+        dnet_i = dc * g * (1 - i) * i
+        dnet = keep(np.concatenate([dnet_i, dnet_f, dnet_g, dnet_o], axis=1))
+        dx[t], dh_next, dc_next = dnet @ w, dnet @ u, dc * f
+        dw, du, db = dw + dnet.T @ x[t], du + dnet.T @ h[t], db + dnet.sum(0)
+    return dx, dh_next, dc_next, dw, du, db
+
+
+@pytest.mark.parametrize("t", [0.0, 0.02, 0.1, 10.0])
+def test_an_lstm_layer_has_the_gradients_of_the_papers_equations(t):
+    """At t = 0 nothing is removed, at 0.02 and 0.1 some of dnet, at 10 all of it."""
+    lstm = ThresholdedLSTM(4, 5, dtype=torch.float64, threshold=t)
+    x = torch.randn(7, 3, 4, dtype=torch.float64, generator=generator(1), requires_grad=True)
+    h0, c0 = states(lstm, 3)
+    d_out = torch.randn(7, 3, 5, dtype=torch.float64, generator=generator(2))
+    inputs = [x, h0, c0, lstm.weight_ih_l0, lstm.weight_hh_l0, lstm.bias_ih_l0]
+    found = torch.autograd.grad((lstm(x, (h0, c0))[0] * d_out).sum(), inputs)
+    share = []
+
+    def keep(dnet):
+        share.append((np.abs(dnet) > t).mean())
+        return np.where(np.abs(dnet) > t, dnet, 0.0)
+
+    w, u, b = (p.detach().numpy() for p in (lstm.weight_ih_l0, lstm.weight_hh_l0, lstm.bias_ih_l0 + lstm.bias_hh_l0))
+    wanted = numpy_lstm_gradients(x.detach().numpy(), *(s[0].detach().numpy() for s in (h0, c0)), w, u, b, d_out.numpy(), keep)
+    assert {0.0: np.mean(share) == 1.0, 10.0: np.mean(share) == 0.0}.get(t, 0.1 < np.mean(share) < 0.9)
+    for a, b in zip(found, wanted, strict=True):
+        a = a[0].numpy() if a.ndim == 3 and b.ndim == 2 else a.numpy()
+        assert np.abs(a - b).max() <= 1e-12 * max(np.abs(b).max(), 1e-3)
+
+
+@pytest.mark.parametrize("t", [0.0, 0.03])
+def test_a_gru_layer_has_the_gradients_of_its_equations_with_dnet_thresholded_once(t):
+    """BPTT of nn.GRU's equations in NumPy: all three of dnet formed, thresholded, and dnet_n times r for the state's side."""
+    gru = ThresholdedGRU(4, 5, dtype=torch.float64, threshold=t)
+    x = torch.randn(6, 3, 4, dtype=torch.float64, generator=generator(1), requires_grad=True)
+    d_out = torch.randn(6, 3, 5, dtype=torch.float64, generator=generator(2))
+    weights = [gru.weight_ih_l0, gru.weight_hh_l0, gru.bias_ih_l0, gru.bias_hh_l0]
+    found = torch.autograd.grad((gru(x)[0] * d_out).sum(), [x, *weights])
+    w, u, b, b2 = (p.detach().numpy() for p in weights)
+    xs, h, saved = x.detach().numpy(), [np.zeros((3, 5))], []
+    for t_x in xs:
+        a, q = t_x @ w.T + b, h[-1] @ u.T + b2
+        r, z = (1 / (1 + np.exp(-(a + q)[:, k : k + 5])) for k in (0, 5))
+        n = np.tanh(a[:, 10:] + r * q[:, 10:])
+        saved.append((r, z, n, q[:, 10:]))
+        h.append((1 - z) * n + z * h[-1])
+    wanted = [np.zeros_like(part) for part in (xs, w, u, b, b2)]
+    dh = np.zeros((3, 5))
+    for k in reversed(range(6)):
+        r, z, n, q = saved[k]
+        dh = dh + d_out[k].numpy()
+        dn = dh * (1 - z) * (1 - n * n)
+        dnet = np.concatenate([dn * q * r * (1 - r), dh * (h[k] - n) * z * (1 - z), dn], axis=1)
+        dnet[np.abs(dnet) <= t] = 0
+        of_state = dnet.copy()
+        of_state[:, 10:] *= r
+        wanted[0][k] = dnet @ w
+        dh = of_state @ u + dh * z
+        for total, part in zip(wanted[1:], (dnet.T @ xs[k], of_state.T @ h[k], dnet.sum(0), of_state.sum(0)), strict=True):
+            total += part
+    for a, b in zip(found, wanted, strict=True):
+        assert np.abs(a.numpy() - b).max() <= 1e-12 * np.abs(b).max()
+
+
+@settings(max_examples=40)
+@given(
+    kind=st.sampled_from(list(KINDS)),
+    features=st.integers(1, 5),
+    hidden=st.integers(1, 6),
+    layers=st.integers(1, 3),
+    bias=st.booleans(),
+    batch_first=st.booleans(),
+    bidirectional=st.booleans(),
+    steps=st.integers(1, 5),
+    batch=st.sampled_from([None, 1, 3]),
+    with_state=st.booleans(),
+)
+def test_threshold_0_is_torchs_layer_in_outputs_and_all_gradients(
+    kind, features, hidden, layers, bias, batch_first, bidirectional, steps, batch, with_state
+):
+    options = {"bias": bias, "batch_first": batch_first, "bidirectional": bidirectional}
+    ours, theirs = pair(kind, features, hidden, layers, **options)
+    shape = (steps,) if batch is None else (batch, steps) if batch_first else (steps, batch)
+    x = torch.randn(*shape, features, dtype=torch.float64, generator=generator(1), requires_grad=True)
+    hx = states(ours, batch) if with_state else None
+    assert_same(results(ours, x, hx), results(theirs, x, hx), 1e-12)
+
+
+@pytest.mark.parametrize("lengths", [[6, 4, 4, 1], [2, 6, 1, 4], [3, 3, 3, 3]])
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_packed_sequences_begin_and_end_each_at_its_own_step(kind, lengths):
+    ours, theirs = pair(kind, 3, 5, 2, bidirectional=True)
+    x = torch.randn(6, 4, 3, dtype=torch.float64, generator=generator(1))
+    packed = pack_padded_sequence(x, torch.tensor(lengths), enforce_sorted=lengths == sorted(lengths, reverse=True))
+    packed.data.requires_grad_()
+    for hx in (None, states(ours, 4)):
+        assert_same(results(ours, packed, hx), results(theirs, packed, hx), 1e-12)
+    with record(ours):
+        found = ours(packed)[0]
+    assert torch.equal(found.batch_sizes, packed.batch_sizes)
+    assert (found.sorted_indices is None) == (packed.sorted_indices is None)
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_gradcheck(kind):
+    ours, _ = pair(kind, 2, 3, 2, bidirectional=True)
+    x = torch.randn(4, 2, 2, dtype=torch.float64, generator=generator(1), requires_grad=True)
+    hx = states(ours, 2)
+    names = [name for name, _ in ours.named_parameters()]
+
+    def run(x, *rest):
+        count = len(flat(hx))
+        state, values = rest[:count], dict(zip(names, rest[count:], strict=True))
+        out, last = torch.func.functional_call(ours, values, (x, state if count == 2 else state[0]))
+        return out, *flat(last)
+
+    assert torch.autograd.gradcheck(run, (x, *flat(hx), *ours.parameters()))
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_float32_equals_torch_to_rounding(kind):
+    """Measured: 1e-6 of the largest entry, at most; a missing term of any gradient is 1e-2 or more."""
+    ours, theirs = pair(kind, 30, 70, 2, dtype=torch.float32)
+    x = torch.randn(35, 20, 30, generator=generator(1), requires_grad=True)
+    assert_same(results(ours, x), results(theirs, x), 5e-6)
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_state_dict_is_torchs_both_ways(kind):
+    ours, theirs = pair(kind, 3, 4, 2, bidirectional=True, threshold=HeldSparsity(0.5))
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    with torch.no_grad():
+        for p in theirs.parameters():
+            p.mul_(2)
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(4, 2, 3, dtype=torch.float64, generator=generator(1))
+    assert torch.equal(ours.eval()(x)[0].detach(), theirs(x)[0].detach()) or torch.allclose(ours(x)[0], theirs(x)[0])
+    buffer = io.BytesIO()
+    torch.save(ours, buffer)
+    buffer.seek(0)
+    again = torch.load(buffer, weights_only=False)
+    assert torch.equal(again(x)[0], ours(x)[0])
+    assert torch.equal(copy.deepcopy(ours)(x)[0], ours(x)[0])
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_dropout_between_layers_draws_the_masks_of_torch(kind):
+    ours, theirs = pair(kind, 3, 6, 3, dropout=0.4)
+    x = torch.randn(4, 2, 3, dtype=torch.float64, generator=generator(1), requires_grad=True)
+    found = []
+    for module in (ours, theirs):
+        torch.manual_seed(3)
+        found.append(results(module, x))
+    assert_same(*found, 1e-12)
+
+
+def test_the_forward_pass_does_not_depend_on_the_threshold():
+    x = torch.randn(5, 2, 3, generator=generator(1))
+    lstm = ThresholdedLSTM(3, 4, 2)
+    before = lstm(x)[0]
+    lstm.threshold = 1e3
+    assert torch.equal(lstm(x)[0], before)
+    with torch.no_grad():
+        assert torch.allclose(lstm(x)[0], before)
+
+
+def test_the_threshold_in_force_is_that_of_the_backward_pass():
+    lstm, x = ThresholdedLSTM(3, 4), torch.randn(5, 2, 3, generator=generator(1))
+    loss = lstm(x)[0].sum()
+    lstm.threshold = 1e3
+    loss.backward()
+    assert all(p.grad.count_nonzero() == 0 for p in lstm.parameters())
+
+
+def test_a_rule_sees_the_whole_dnet_of_each_step_of_each_layer_and_direction_once():
+    class Seen(Rule):
+        def __init__(self):
+            self.shapes, self.sites = [], 0
+
+        def new_site(self):
+            self.sites += 1
+            return self.sites
+
+        def threshold(self, dnet, site=0):
+            self.shapes.append((site, tuple(dnet.shape)))
+            return 0.0
+
+    rule = Seen()
+    lstm = ThresholdedLSTM(3, 5, 2, bidirectional=True, threshold=rule)
+    x = pack_padded_sequence(torch.randn(3, 2, 3, generator=generator(1)), torch.tensor([3, 1]))
+    lstm(x)[0].data.sum().backward()
+    wanted = {site: [1, 1, 2] if site % 2 else [2, 1, 1] for site in range(1, 5)}
+    assert {site: [s[0] for k, s in rule.shapes if k == site] for site in wanted} == wanted
+    assert {s[1] for _, s in rule.shapes} == {20}
+
+
+def test_frozen_weights_and_inputs_get_no_gradient():
+    lstm = ThresholdedLSTM(3, 4)
+    lstm.weight_ih_l0.requires_grad_(False)
+    lstm(torch.randn(5, 2, 3))[0].sum().backward()
+    assert lstm.weight_ih_l0.grad is None
+    assert lstm.weight_hh_l0.grad.count_nonzero() > 0
+
+
+class Masked(Rule):
+    """Keeps entries at random places, so that rounding cannot change which: the masked dense computation in any precision."""
+
+    def __init__(self, density: float):
+        self.density, self.calls = density, 0
+
+    def __call__(self, dnet, site=0):
+        self.calls += 1
+        return dnet.mul_(torch.rand(dnet.shape, generator=generator(self.calls)) < self.density)
+
+
+COMPILED = pytest.mark.skipif(not has_avx512(), reason="compiled loops need AVX-512")
+
+
+@COMPILED
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("lengths", [None, [9, 9, 7, 3, 1]])
+@pytest.mark.parametrize("density", [0.0, 0.05, 0.2, 0.6])
+@pytest.mark.parametrize("hidden", [64, 70, 130])
+def test_compiled_loops_are_the_masked_dense_computation(hidden, density, lengths, threads, monkeypatch):
+    """Against torch's operations in float64, with the same mask; by all of dnet or by its non-zero entries."""
+    lengths = torch.tensor(lengths or [9] * 5)
+    x = torch.randn(9, 5, 33, generator=generator(1))
+    torch.manual_seed(0)
+    lstm = ThresholdedLSTM(33, hidden, 2, bidirectional=True, threshold=Masked(density))
+    exact = ThresholdedLSTM(33, hidden, 2, bidirectional=True, threshold=Masked(density), dtype=torch.float64)
+    exact.load_state_dict(lstm.state_dict())
+    monkeypatch.setattr(compiled, "_WORTH_THREADS", 0)
+    try:
+        torch.set_num_threads(threads)
+        found, wanted = (
+            results(module, pack_padded_sequence(x.to(dtype).requires_grad_(), lengths))
+            for module, dtype in ((lstm, torch.float32), (exact, torch.float64))
+        )
+    finally:
+        torch.set_num_threads(1)
+    for a, b in zip(found, wanted, strict=True):
+        assert (a.double() - b).abs().max() <= 3e-6 * b.abs().max() + 1e-12
+
+
+class Counted(Rule):
+    """A static threshold that remembers what it is told."""
+
+    feedback = True
+
+    def __init__(self, t: float, signed: bool):
+        self.t, self.signed, self.counts = t, signed, []
+
+    def known(self, site=0):
+        return self.t
+
+    def observe(self, site, kept, alive, total):
+        self.counts.append((kept, alive, total))
+
+
+@COMPILED
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("t", [0.0, 0.01, 0.1])
+def test_compiled_threshold_removes_what_the_rule_in_torch_does(t, signed, monkeypatch):
+    """As many entries at every step, up to the few that rounding moves over the threshold."""
+    torch.manual_seed(0)
+    lstm, x = ThresholdedLSTM(20, 100), torch.randn(12, 6, 20, generator=generator(1))
+    weight = torch.randn(12, 6, 100, generator=generator(2))
+    counts, gradients = [], []
+    for compiled_loops in (True, False):
+        monkeypatch.setattr(compiled, "has_avx512", lambda is_there=compiled_loops: is_there)
+        rule = lstm.threshold = Counted(t, signed)
+        lstm.zero_grad()
+        (lstm(x)[0] * weight).sum().backward()
+        counts.append(torch.tensor(rule.counts))
+        gradients.append(lstm.weight_hh_l0.grad)
+    assert (counts[0] - counts[1]).abs().max() <= 2
+    assert {(0.0, False): (counts[0][:, 0] == counts[0][:, 1]).all()}.get((t, signed), (counts[0][:, 0] < 2350).all())
+    assert (gradients[0] - gradients[1]).abs().max() <= 1e-3 * gradients[1].abs().max()
+
+
+@COMPILED
+@pytest.mark.parametrize("rule", [Static(0.02), HeldSparsity(0.8), TopK(0.8), RelativeRMS(0.5)])
+def test_every_kind_of_rule_goes_through_the_compiled_loops(rule, monkeypatch):
+    """t known before the pass, before the step, or from dnet itself: the zeros are those of the torch path, within a point."""
+    x, shares = torch.randn(12, 6, 20, generator=generator(1)), []
+    for compiled_loops in (True, False):
+        monkeypatch.setattr(compiled, "has_avx512", lambda is_there=compiled_loops: is_there)
+        torch.manual_seed(0)
+        lstm = ThresholdedLSTM(20, 100, threshold=copy.deepcopy(rule))
+        for _ in range(3):
+            lstm.zero_grad()
+            lstm(x)[0].pow(2).sum().backward()
+        shares.append(lstm.weight_hh_l0.grad)
+    assert nn.functional.cosine_similarity(*(share.flatten() for share in shares), dim=0) > 0.9999
+
+
+@COMPILED
+def test_compiled_loops_pass_nan_on():
+    lstm, x = ThresholdedLSTM(8, 64, threshold=0.5), torch.randn(4, 3, 8, generator=generator(1))
+    out = lstm(x)[0]
+    weight = torch.ones_like(out)
+    weight[3, 1, 5] = float("nan")
+    (out * weight).sum().backward()
+    assert lstm.weight_hh_l0.grad[5].isnan().any()
+    assert lstm.weight_hh_l0.grad[0].isnan().any(), "through dh, to all gates of the step before"
+
+
+def test_linear_thresholds_the_gradient_of_its_output_before_both_products():
+    layer = ThresholdedLinear(3, 4, threshold=0.5)
+    x = torch.randn(6, 3, generator=generator(1), requires_grad=True)
+    d_y = torch.randn(6, 4, generator=generator(2))
+    kept = d_y * (d_y.abs() > 0.5)
+    assert 0 < kept.count_nonzero() < kept.numel()
+    found = torch.autograd.grad(layer(x), [x, layer.weight, layer.bias], d_y)
+    assert_same(found, [kept @ layer.weight.detach(), kept.t() @ x.detach(), kept.sum(0)], 1e-6)
+
+
+def test_the_linear_layers_of_a_block_keep_their_parameters():
+    block = nn.Sequential(nn.Linear(3, 8), nn.GELU(), nn.Linear(8, 3))
+    plain, x = copy.deepcopy(block), torch.randn(5, 3, generator=generator(1))
+    assert threshold_linears(block, TopK(0.5)) == ["0", "2"]
+    assert torch.equal(block(x), plain(x))
+    assert list(block.state_dict()) == list(plain.state_dict())
+    block(x).pow(2).sum().backward()
+    plain(x).pow(2).sum().backward()
+    assert 0.5 < nn.functional.cosine_similarity(block[0].weight.grad.flatten(), plain[0].weight.grad.flatten(), dim=0) < 0.9999
+    with pytest.raises(ReproError, match=r"self_attn is nn\.MultiheadAttention"):
+        threshold_linears(nn.TransformerEncoderLayer(4, 2), 0.1)
+    with pytest.raises(ReproError, match=r"has no nn\.Linear"):
+        threshold_linears(nn.GELU(), 0.1)
+
+
+def test_every_zero_has_one_cause_and_the_right_one():
+    """Saturated by a bias of 200, arriving where no loss reaches, factor at c_0 = 0, underflow at 1e-30 squared, threshold."""
+    lstm = ThresholdedLSTM(1, 5, threshold=0.0)
+    x = torch.randn(3, 2, 1, generator=generator(1))
+    with torch.no_grad():
+        lstm.bias_ih_l0[5] = 200.0  # the forget gate of unit 0 is exactly 1
+    weight = torch.ones(3, 2, 5)
+    weight[:, 0] = 0.0  # no loss for sequence 0
+    weight[:, 1, 1] = 1e-44  # a subnormal gradient for unit 1 ...
+    with torch.no_grad():
+        lstm.weight_hh_l0.zero_()  # ... and none through the other units
+    with record(lstm) as measured:
+        (lstm(x)[0] * weight).sum().backward()
+    layer = measured["l0"]
+    shares = {cause: layer.by_cause()[:, :, k] for k, cause in enumerate(CAUSES)}
+    assert shares["saturated"][:, 1].tolist() == [0.2] * 3
+    assert shares["saturated"][:, [0, 2, 3]].count_nonzero() == 0
+    assert torch.allclose(shares["arriving"][:, [0, 2, 3]], torch.tensor(0.5, dtype=torch.float64))
+    assert torch.allclose(shares["factor"][0, 1], torch.tensor(0.4, dtype=torch.float64)), "c_0 = 0 for the forget gate"
+    assert shares["factor"][1:].count_nonzero() == 0
+    assert shares["underflow"][1:, 1:].min() >= 0
+    assert 0 < shares["underflow"].sum() <= 0.1 * 12
+    assert shares["threshold"].count_nonzero() == 0
+    lstm.threshold = 1e3
+    with record(lstm) as measured:
+        (lstm(x)[0] * weight).sum().backward()
+    assert torch.equal(measured["l0"].sparsity(), torch.ones(3, 4, dtype=torch.float64))
+    assert measured["l0"].overall()["sparsity"] == 1.0
+    for cause in CAUSES[:4]:
+        assert torch.equal(measured["l0"].by_cause()[:, :, CAUSES.index(cause)], shares[cause])
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_recorded_sparsity_is_that_of_the_dnet_the_rule_left_and_recording_changes_nothing(kind):
+    ours, _ = pair(kind, 3, 5, 2, bidirectional=True, threshold=Static(0.01), dtype=torch.float32)
+    x = torch.randn(4, 2, 3, generator=generator(1), requires_grad=True)
+    without = results(ours, x)
+    with record(ours) as measured:
+        found = results(ours, x)
+        results(ours, x)
+    assert_same(found, without, 2e-6)
+    assert list(measured) == ["l0", "l0_reverse", "l1", "l1_reverse"]
+    gates = 4 if kind == "lstm" else 3
+    assert measured["l0"].totals == [2 * 2 * 5] * 4
+    assert measured["l1"].sparsity().shape == (4, gates)
+    assert 0 < measured["l1"].overall()["threshold"] < 1
+    assert measured["l1"].histograms.sum(1).tolist() == [2 * 4 * 2 * 5] * gates
+    assert all(site.record is None for site in ours.sites)
+    with pytest.raises(ReproError, match="nothing to record"), record(nn.LSTM(2, 2)):
+        pass
+
+
+def test_cosine_is_1_without_a_threshold_and_that_of_the_dense_gradient_with_one():
+    model = nn.Sequential(ThresholdedLSTM(3, 6, 2, threshold=TopK(0.7)))
+    x = torch.randn(5, 4, 3, generator=generator(1))
+    loss = model(x)[0].pow(2).sum()
+    reference = dense_gradients(model, loss)
+    loss.backward()
+    found = cosines(model, reference)
+    plain = nn.LSTM(3, 6, 2)
+    plain.load_state_dict(model[0].state_dict())
+    plain(x)[0].pow(2).sum().backward()
+    for name, parameter in plain.named_parameters():
+        cosine = nn.functional.cosine_similarity(model[0].get_parameter(name).grad.flatten(), parameter.grad.flatten(), dim=0)
+        assert found[f"0.{name}"] == pytest.approx(cosine.item(), abs=1e-5)
+        assert cosine < 0.9999
+    model.zero_grad()
+    with dense(model):
+        model(x)[0].pow(2).sum().backward()
+    assert cosines(model, reference)["all"] == pytest.approx(1.0, abs=1e-9)
+
+
+def test_a_dense_pass_tells_a_rule_nothing():
+    rule = HeldSparsity(0.5)
+    lstm = ThresholdedLSTM(3, 4, threshold=rule)
+    dense_gradients(lstm, lstm(torch.randn(5, 2, 3))[0].sum())
+    assert rule.known(lstm.sites[0].number) is None
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_wrong_input_is_named(kind):
+    ours, _ = pair(kind, 3, 4, dtype=torch.float32)
+    name = type(ours).__name__
+    for x, message in (
+        (torch.zeros(5, 2, 4), f"input of {name} has 4 features: input_size is 3"),
+        (torch.zeros(3), f"input of {name} has 1 dimensions"),
+        (torch.zeros(0, 2, 3), f"input of {name} has no frames"),
+        (torch.zeros(5, 2, 3, dtype=torch.float64), f"input of {name} is torch.float64, its weights are torch.float32"),
+    ):
+        with pytest.raises(ReproError, match=message):
+            ours(x)
+    with pytest.raises(ReproError, match=rf"states of {name} have shapes .*of \(1, 2, 4\) needed"):
+        ours(torch.zeros(5, 2, 3), states(ours, 3, torch.float32))
+    for half in (torch.bfloat16, torch.float16):
+        with pytest.raises(ReproError, match=f"{name} in {half} on the CPU: float32 or float64 is needed there"):
+            copy.deepcopy(ours).to(half)(torch.zeros(5, 2, 3, dtype=half))
+    with pytest.raises(ReproError, match="does not work under autocast"), torch.autocast("cpu"):
+        ours(torch.zeros(5, 2, 3))
+
+
+def test_projections_are_refused():
+    with pytest.raises(ReproError, match="proj_size is 2"):
+        ThresholdedLSTM(3, 4, proj_size=2)

@@ -1,0 +1,189 @@
+"""Rules: which entries of dnet they remove, exactly, and what they hold over a training."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from repro.errors import ReproError
+from repro.gradients import ByRate, HeldSparsity, PrintedSigned, RelativeRMS, Static, ThresholdedLSTM, TopK, record
+from repro.gradients.thresholds import as_rule
+
+DNET = [[-3.0, 1.0, 0.5, -0.5], [0.0, 2.0, -1.0, 0.25]]
+
+
+def applied(rule, values=DNET):
+    dnet = torch.tensor(values)
+    assert rule(dnet) is dnet, "a rule works in place"
+    return dnet.tolist()
+
+
+def test_static_keeps_what_is_above_t_in_magnitude_and_drops_what_equals_it():
+    assert applied(Static(0.5)) == [[-3.0, 1.0, 0.0, 0.0], [0.0, 2.0, -1.0, 0.0]]
+
+
+def test_t_0_removes_nothing():
+    assert applied(Static(0.0)) == DNET
+
+
+def test_the_printed_rule_removes_every_negative_gradient_as_well():
+    assert applied(PrintedSigned(0.5)) == [[0.0, 1.0, 0.0, 0.0], [0.0, 2.0, 0.0, 0.0]]
+
+
+def test_relative_rms_is_in_units_of_the_root_mean_square():
+    rms = math.sqrt(sum(v * v for row in DNET for v in row) / 8)
+    largest_removed, smallest_kept = 1.0, 2.0
+    assert applied(RelativeRMS((largest_removed + 1e-3) / rms)) == [[-3.0, 0.0, 0.0, 0.0], [0.0, 2.0, 0.0, 0.0]]
+    assert applied(RelativeRMS((smallest_kept + 1e-3) / rms)) == [[-3.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]
+
+
+@given(st.integers(1, 200), st.floats(0.0, 0.99), st.integers(0, 9))
+def test_top_k_leaves_exactly_the_wanted_number_of_distinct_magnitudes(size, sparsity, seed):
+    dnet = torch.randperm(size, generator=torch.Generator().manual_seed(seed)).float().add(1.0)
+    kept = TopK(sparsity)(dnet.clone())
+    assert kept.count_nonzero() == size - round(sparsity * size)
+    assert kept.max() == (size if round(sparsity * size) < size else 0)
+    assert torch.equal(kept[kept != 0], dnet[kept != 0])
+
+
+def test_zeros_that_are_there_count_for_the_wanted_sparsity():
+    assert applied(TopK(0.5), [[0.0, 0.0, 3.0, 4.0]]) == [[0.0, 0.0, 3.0, 4.0]]
+
+
+@pytest.mark.parametrize("rule", [Static(1e9), RelativeRMS(3.0), PrintedSigned(1e9)])
+def test_divergence_is_not_hidden(rule):
+    dnet = rule(torch.tensor([1.0, math.nan, math.inf]))
+    assert dnet[1].isnan()
+    assert dnet[2].isinf()
+
+
+@settings(max_examples=25)
+@given(st.floats(1e-12, 1e12), st.integers(0, 5))
+def test_rules_that_follow_the_gradient_do_not_depend_on_the_normalisation_of_the_loss(scale, seed):
+    dnet = torch.randn(64, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    for make in (lambda: RelativeRMS(0.8), lambda: TopK(0.8), lambda: HeldSparsity(0.8)):
+        assert torch.equal(make()(dnet.clone()) != 0, make()(dnet * scale) != 0)
+    ours, scaled = ByRate(1e-3), ByRate(1e-3)
+    ours.update(0.1, dnet.norm().item())
+    scaled.update(0.1, dnet.norm().item() * scale)
+    assert scaled.known() == pytest.approx(ours.known() * scale)
+
+
+def test_by_rate_removes_nothing_before_it_is_told_and_less_at_higher_rates():
+    rule = ByRate(0.01)
+    assert applied(rule) == DNET
+    rule.update(rate=0.5, norm=20.0)
+    assert rule.known() == pytest.approx(0.4)
+    assert applied(rule) == [[-3.0, 1.0, 0.5, -0.5], [0.0, 2.0, -1.0, 0.0]]
+    rule.update(rate=1.0, norm=20.0)
+    assert rule.known() == pytest.approx(0.2)
+    again = ByRate(0.01)
+    again.load_state_dict(rule.state_dict())
+    assert again.known() == rule.known()
+
+
+def held(rule, scales, seed=0) -> list[float]:
+    """Sparsity at each step, gradients of the given scales."""
+    generator = torch.Generator().manual_seed(seed)
+    return [1 - rule(scale * torch.randn(2000, generator=generator)).count_nonzero().item() / 2000 for scale in scales]
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.8, 0.95])
+def test_held_sparsity_is_exact_at_first_and_follows_gradients_that_shrink_to_nothing(sparsity):
+    """A factor of 10^4 in 1,000 steps; the error of the mean is what the docstring promises, plus the last step's noise."""
+    steps = 1000
+    rule = HeldSparsity(sparsity)
+    found = held(rule, [1e-3 * 10 ** (-4 * k / steps) for k in range(steps)])
+    assert found[0] == pytest.approx(sparsity, abs=1e-6)
+    assert abs(sum(found) / steps - sparsity) < math.log(1e4) / steps + 1e-3
+    assert max(abs(s - sparsity) for s in found) < 0.06
+
+
+def test_held_sparsity_survives_a_jump_of_the_gradients():
+    rule = HeldSparsity(0.8)
+    found = held(rule, [1.0] * 20 + [1e-6] * 100 + [1.0] * 100)
+    assert abs(sum(found[60:120]) / 60 - 0.8) < 0.02
+    assert abs(sum(found[180:]) / 40 - 0.8) < 0.02
+
+
+def test_a_dnet_of_zeros_changes_no_held_threshold():
+    rule = HeldSparsity(0.5)
+    rule(torch.zeros(8))
+    assert rule.known() is None
+    rule(torch.arange(1.0, 9.0))
+    before = rule.known()
+    rule(torch.zeros(8))
+    assert rule.known() == before
+
+
+def test_held_thresholds_are_one_a_site_and_survive_a_restart():
+    rule = HeldSparsity(0.5)
+    sites = [rule.new_site(), rule.new_site()]
+    for site, scale in zip(sites, (1.0, 100.0), strict=True):
+        rule(scale * torch.arange(1.0, 9.0), site)
+    low, high = (rule.known(site) for site in sites)
+    assert high == pytest.approx(100 * low)
+    again = HeldSparsity(0.5)
+    with pytest.raises(ReproError, match="state of 2 layers and directions: this rule has 0"):
+        again.load_state_dict(rule.state_dict())
+    again.new_site(), again.new_site()
+    again.load_state_dict(rule.state_dict())
+    assert [again.known(site) for site in sites] == [low, high]
+
+
+@pytest.mark.parametrize("divisor", [1, 200, 1e6])
+def test_a_training_keeps_the_wanted_sparsity_within_two_points_at_any_normalisation_of_the_loss(divisor):
+    """Two layers learn to recall the input of the step before, SGD with momentum at a rate that undoes the normalisation."""
+    torch.manual_seed(0)
+    rule = HeldSparsity(0.8)
+    lstm, head = ThresholdedLSTM(8, 24, 2, threshold=rule), nn.Linear(24, 8)
+    parameters = [*lstm.parameters(), *head.parameters()]
+    optimizer = torch.optim.SGD(parameters, 0.003 * divisor, momentum=0.9)
+    sparsities, losses = [], []
+    for _ in range(150):
+        symbols = torch.randint(8, (20, 10))
+        with record(lstm) as measured:
+            out = head(lstm(nn.functional.one_hot(symbols, 8).float())[0][1:])
+            loss = nn.functional.cross_entropy(out.flatten(0, 1), symbols[:-1].flatten(), reduction="sum") / divisor
+            optimizer.zero_grad()
+            loss.backward()
+        optimizer.step()
+        losses.append(loss.item() * divisor / 190)
+        sparsities.append([measured[name].overall()["sparsity"] for name in ("l0", "l1")])
+    assert losses[-1] < 0.5 * losses[0], "it learns"
+    found = torch.tensor(sparsities)
+    assert (found.mean(0) - 0.8).abs().max() < 0.005
+    assert (found.unfold(0, 10, 10).mean(2) - 0.8).abs().max() < 0.02
+
+
+def test_a_number_is_a_static_threshold_and_nothing_else_is_a_rule():
+    assert as_rule(1e-6).known() == 1e-6
+    for wrong in (None, "0.1", torch.tensor(0.1)):
+        with pytest.raises(ReproError, match="give a number t >= 0 or a rule"):
+            as_rule(wrong)
+
+
+@pytest.mark.parametrize("value", [-1e-9, math.nan, math.inf])
+@pytest.mark.parametrize("kind", [Static, PrintedSigned, RelativeRMS, ByRate])
+def test_thresholds_are_finite_and_not_negative(kind, value):
+    with pytest.raises(ReproError, match=r"it must be a finite number, at least 0"):
+        kind(value)
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.0, 1.5, math.nan])
+@pytest.mark.parametrize("kind", [TopK, HeldSparsity])
+def test_a_wanted_sparsity_lies_in_0_to_1(kind, value):
+    with pytest.raises(ReproError, match=r"sparsity is .*: it must lie in \[0, 1\)"):
+        kind(value)
+
+
+def test_wrong_gains_rates_and_norms_are_named():
+    with pytest.raises(ReproError, match="gain is 0"):
+        HeldSparsity(0.8, gain=0)
+    with pytest.raises(ReproError, match="learning rate is 0"):
+        ByRate(1.0).update(0, 1.0)
+    with pytest.raises(ReproError, match="gradient norm is nan"):
+        ByRate(1.0).update(0.1, math.nan)
