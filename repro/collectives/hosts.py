@@ -130,7 +130,10 @@ def _stale() -> list[str]:
 
 def _delete(names) -> None:
     for name in names:
-        done = subprocess.run(["ip", "netns", "delete", name], capture_output=True, text=True)
+        try:
+            done = subprocess.run(["ip", "netns", "delete", name], capture_output=True, text=True)
+        except OSError as error:
+            raise ReproError(f"namespace {name} cannot be deleted without the program ip: {error.strerror}") from error
         # Another process may be deleting the same stale hosts.
         if (_NAMESPACES / name).exists():
             raise ReproError(f"namespace {name} cannot be deleted: {done.stderr.strip()}")

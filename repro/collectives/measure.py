@@ -90,7 +90,7 @@ def main() -> None:
         if dist.get_rank() == 0:
             print(f"{ranks} ranks on {device}; medians and quartiles of {arguments.rounds} rounds; GB/s as in nccl-tests")
             print(
-                f"{'collective':10} {'algorithm':24} {'MiB':>6} {'ms':>8} {'quartiles':>17} {'algbw':>6} {'busbw':>6}  over library"
+                f"{'collective':10} {'algorithm':24} {'MiB':>6} {'ms':>8} {'quartiles':>17} {'algbw':>6} {'busbw':>6}  vs library"
             )
         for megabytes in arguments.megabytes:
             nbytes = 4 * round(megabytes * 2**18)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from repro.engine import Context, Outcome, Record, Trial
 
@@ -31,36 +32,54 @@ def hosts_or_loopback(ranks: int, rate: float) -> Iterator[Hosts | None]:
         yield None
 
 
-def not_permitted(rate: float) -> Outcome | None:
-    """The outcome of a trial that needs emulated hosts where there can be none."""
+@cache
+def _why_not() -> str | None:
     from repro.collectives.hosts import why_not
 
-    reason = why_not() if rate else None
-    return Outcome({NOT_PERMITTED: reason}) if reason else None
+    return why_not()
 
 
 @dataclass(frozen=True, kw_only=True)
-class CollectivesTrial(Trial):
+class HostsTrial(Trial):
+    """A timing between ranks, on emulated hosts whose links have `rate` bytes/s in either direction, or on loopback if it is 0.
+
+    A subclass says in `measure()` what is done once hosts are permitted; it returns the outcome. Where hosts cannot be emulated the outcome is a metric that says why, under a key of its own: once they can be, the trial is
+    run.
+    """
+
+    study: ClassVar[str] = "wang2017"
+    timing: ClassVar[bool] = True
+
+    rate: float = 0.0
+    replicate: int = 0
+
+    def identity(self) -> dict[str, Any]:
+        return super().identity() | ({NOT_PERMITTED: True} if self.rate and _why_not() else {})
+
+    def run(self, context: Context, *needed: Record) -> Outcome:
+        if self.rate and (reason := _why_not()):
+            return Outcome({NOT_PERMITTED: reason})
+        return self.measure()
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectivesTrial(HostsTrial):
     """The time of every collective by every algorithm at every size, for each number of `ranks`; one repeat.
 
-    `rate`: of each host's link, bytes/s in either direction; 0: all ranks on loopback. `sizes` in bytes; the linear pipeline in
+    `sizes` in bytes; the linear pipeline in
     each of `blocks` that is no larger than the message, rings in blocks of the package's default; `rounds` interleaved;
     `check`: as in `repro.collectives.measure`. Curve `times`: one row a case, median and quartiles over the rounds in seconds.
     """
 
-    study: ClassVar[str] = "wang2017"
     kind: ClassVar[str] = "collectives"
-    timing: ClassVar[bool] = True
 
     ranks: tuple[int, ...]
-    rate: float = 0.0
     collectives: tuple[str, ...] = ("broadcast", "reduce", "allreduce")
     algorithms: tuple[str, ...]
     sizes: tuple[int, ...]
     blocks: tuple[int, ...]
     rounds: int
     check: bool = False
-    replicate: int = 0
 
     def seconds(self) -> float:
         a_byte = 1.6 / self.rate if self.rate else 4e-9
@@ -71,13 +90,11 @@ class CollectivesTrial(Trial):
         where = "hosts" if self.rate else "ranks on loopback"
         return f"collectives on {', '.join(map(str, self.ranks))} {where}, repeat {self.replicate}"
 
-    def run(self, context: Context, *needed: Record) -> Outcome:
+    def measure(self) -> Outcome:
         import numpy as np
 
         from repro.collectives.launch import run_ranks
 
-        if refused := not_permitted(self.rate):
-            return refused
         cases = list(self._cases())
         rows = []
         for ranks in self.ranks:

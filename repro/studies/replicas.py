@@ -8,7 +8,7 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from repro.engine import Context, Outcome, Record, Trial, seed_for
-from repro.studies.exchanging import PIPELINE, hosts_or_loopback, not_permitted
+from repro.studies.exchanging import PIPELINE, HostsTrial, hosts_or_loopback
 
 if TYPE_CHECKING:
     import torch
@@ -48,27 +48,23 @@ class Model:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingTrial(Trial):
+class TrainingTrial(HostsTrial):
     """One repeat of training every model by every system, one after the other, from the same weights on the same batches.
 
-    `rate` as in `CollectivesTrial`; `block_bytes`: of the pipeline. Curve `iterations`: a row for each model, system and
+    `block_bytes`: of the pipeline. Curve `iterations`: a row for each model, system and
     iteration: `loss` (the mean of the ranks), `seconds` since the start of training at its end, and `waited`, `computing` and
     `communicating` of `repro.collectives.bsp.Seconds`, rank 0's. Curve `spans`: what the ranks' threads did in one iteration of
     each, for the time lines of Figure 1. Metrics `parameters <model>`, and `differs <model> <system>`: in how many parameters
     replicas differ at the end.
     """
 
-    study: ClassVar[str] = "wang2017"
     kind: ClassVar[str] = "training"
-    timing: ClassVar[bool] = True
 
     models: tuple[Model, ...]
     ranks: int
-    rate: float
     block_bytes: int
     iterations: int
     systems: tuple[str, ...] = tuple(SYSTEMS)
-    replicate: int = 0
 
     def seconds(self) -> float:
         return 5 + len(self.models) * len(self.systems) * self.iterations * 0.2
@@ -77,9 +73,7 @@ class TrainingTrial(Trial):
         models = " and ".join(model.kind for model in self.models)
         return f"{models} on {self.ranks} ranks by {len(self.systems)} systems, repeat {self.replicate}"
 
-    def run(self, context: Context, *needed: Record) -> Outcome:
-        if refused := not_permitted(self.rate):
-            return refused
+    def measure(self) -> Outcome:
         from repro.collectives.launch import run_ranks
 
         with hosts_or_loopback(self.ranks, self.rate) as hosts:

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from repro.engine import Context, Outcome, Record, Trial, seed_for
-from repro.studies.exchanging import hosts_or_loopback, not_permitted
+from repro.studies.exchanging import HostsTrial, hosts_or_loopback
 from repro.studies.replicas import Model, characters
 
 if TYPE_CHECKING:
@@ -99,24 +99,20 @@ def _zeros(model: nn.Module, losses: list[Tensor]) -> tuple[list[int], list[int]
 
 
 @dataclass(frozen=True, kw_only=True)
-class KeptTrial(Trial):
+class KeptTrial(HostsTrial):
     """Allreduce of the gradients of a pruned model: all of them, or the kept ones alone, whose places all ranks know.
 
-    `elements` in all, in `tensors` of equal size; `ranks` and `rate` as in `CollectivesTrial`. Curve `times`: a row for each
+    `elements` in all, in `tensors` of equal size. Curve `times`: a row for each
     sparsity, median and quartiles of the seconds of the dense and of the compacted exchange, packing included, in turn.
     """
 
-    study: ClassVar[str] = "wang2017"
     kind: ClassVar[str] = "kept"
-    timing: ClassVar[bool] = True
 
     elements: int
     tensors: int
     sparsities: tuple[float, ...]
     ranks: int
-    rate: float
     rounds: int
-    replicate: int = 0
 
     def seconds(self) -> float:
         return 3 + len(self.sparsities) * self.rounds * 4 * 2 * self.elements / (self.rate or 1e9)
@@ -124,13 +120,11 @@ class KeptTrial(Trial):
     def label(self) -> str:
         return f"gradients of a pruned model on {self.ranks} ranks, repeat {self.replicate}"
 
-    def run(self, context: Context, *needed: Record) -> Outcome:
+    def measure(self) -> Outcome:
         import numpy as np
 
         from repro.collectives.launch import run_ranks
 
-        if refused := not_permitted(self.rate):
-            return refused
         with hosts_or_loopback(self.ranks, self.rate) as hosts:
             seconds = np.max(run_ranks(_exchange_kept, self.ranks, self, hosts=hosts), axis=0)
         columns = {"sparsity": list(self.sparsities)}

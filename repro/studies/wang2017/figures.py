@@ -13,6 +13,7 @@ from repro.report import plots
 from repro.report.statistics import bootstrap_band
 from repro.studies.base import Results, summary
 from repro.studies.comparing import interval
+from repro.studies.exchanging import NOT_PERMITTED
 from repro.studies.replicas import DRIFTS, PAPERS_SYSTEMS, SYSTEMS
 from repro.studies.wang2017 import arithmetic, measured, simulated
 from repro.studies.wang2017.arithmetic import BE, LP, MST
@@ -59,6 +60,17 @@ def _where(results: Results) -> str:
     return f"{results.machine()}; hosts: network namespaces, {rate:g} MB/s each way"
 
 
+def _nothing_timed(results: Results) -> Figure | None:
+    """In the place of a figure: why nothing could be timed; None where nothing was run yet."""
+    reasons = {record.metrics[NOT_PERMITTED] for record in results.used() if NOT_PERMITTED in record.metrics}
+    if not reasons:
+        return None
+    figure, ax = plots.new_figure(size=(6.4, 1.6))
+    ax.set_axis_off()
+    ax.text(0.5, 0.5, "\n".join(["Not measured on this machine:", *sorted(reasons)]), ha="center", va="center", wrap=True)
+    return figure
+
+
 def costs(results: Results) -> Figure:
     """What the printed costs promise LP over the others, by number of ranks."""
     figure, axes = plots.new_figure(1, 3, size=(11, 4.2), sharey=True)
@@ -70,7 +82,9 @@ def costs(results: Results) -> Figure:
             ratios = [limit(collective, algorithm, int(p)) for p in ranks]
             ax.plot(ranks, ratios, label=f"{STYLE[algorithm]['label']} / LP, by the printed costs", markersize=4, **line)
         ax.axhline(1, color="black", linewidth=0.8)
-        ax.axhline(claimed.value, color=plots.PAPER, linestyle=":", label=plots.paper_label(claimed.known, "paper: BE, up to"))
+        ax.axhline(
+            claimed.value, color=plots.PAPER, linestyle=":", label=plots.paper_label(claimed.known, "paper: LP over BE, up to")
+        )
         ax.set(title=f"{collective}", xlabel="ranks p")
     axes[0].set_ylabel("time over LP's, long messages")
     plots.ours_and_paper_legend(axes[0], columns=3)
@@ -101,7 +115,7 @@ def data_flow(results: Results) -> Figure:
 def sizes(results: Results) -> Figure | None:
     """Figure 3: time against message size, on hosts and on loopback; the paper's factors beside ours."""
     if measured.timed(results, "loopback").empty:
-        return None
+        return _nothing_timed(results)
     figure, axes = plots.new_figure(2, 3, size=(12, 8))
     for row, (arm, where) in enumerate(
         (("hosts", f"{results.profile.ranks} emulated hosts"), ("loopback", "2 ranks, loopback"))
@@ -149,7 +163,7 @@ def ranks(results: Results) -> Figure | None:
                 size = results.profile.ranks_size
                 bound = [1e3 * cost(collective, algorithm, p, size, link, block) for p in many[where]]
                 ax.plot(
-                    many,
+                    many[where],
                     bound,
                     color=style["color"],
                     linestyle=":",
@@ -160,7 +174,7 @@ def ranks(results: Results) -> Figure | None:
         ax.set(title=title, xlabel="ranks", ylabel=f"time of {results.profile.ranks_size / 2**20:g} MiB, ms", ylim=(0, None))
         ax.set_xticks(many[where])
     if not drawn:
-        return None
+        return _nothing_timed(results)
     plots.note(figure, _where(results))
     plots.ours_and_paper_legend(axes[1][1], columns=3)
     return figure
@@ -186,7 +200,7 @@ def _bars(ax, results: Results, model: str) -> None:
 def iteration_profile(results: Results) -> Figure | None:
     """Table 2: communication and computation of an iteration, system by system, beside the time it takes."""
     if measured.iterations(results, "rnn").empty:
-        return None
+        return _nothing_timed(results)
     figure, axes = plots.new_figure(1, 2, size=(11, 5))
     for ax, model in zip(axes, measured.MODELS, strict=True):
         _bars(ax, results, model)
@@ -198,7 +212,7 @@ def iteration_profile(results: Results) -> Figure | None:
 def convergence(results: Results) -> Figure | None:
     """Figure 5: loss against time; and the speed-ups of the text beside ours."""
     if measured.iterations(results, "rnn").empty:
-        return None
+        return _nothing_timed(results)
     figure, axes = plots.new_figure(2, 2, size=(11, 8.4))
     for ax, model in zip(axes[0], measured.MODELS, strict=True):
         rows = measured.iterations(results, model)
@@ -228,7 +242,7 @@ def time_lines(results: Results) -> Figure | None:
     systems = ("LP fork-join", "LP allreduce", "LP overlap", "LP dependency", "DDP buckets")
     record = next((r for r in results.seeds("training") if "spans" in r.curves), None)
     if record is None:
-        return None
+        return _nothing_timed(results)
     curve = record.curves["spans"]
     spans = [dict(zip(curve, row, strict=True)) for row in zip(*curve.values(), strict=True)]
     spans = [span for span in spans if span["model"] == "rnn"]
@@ -253,7 +267,7 @@ def time_lines(results: Results) -> Figure | None:
 def cost_model(results: Results) -> Figure | None:
     """Predicted against measured times, fitted and held out; and the block of the pipeline."""
     if measured.fitted(results, 0) is None:
-        return None
+        return _nothing_timed(results)
     figure, (left, right) = plots.new_figure(1, 2, size=(11, 4.8))
     link = measured.fitted(results, 0)
     labels = ("fitted", "other sizes, held out", "other numbers of ranks, held out")
@@ -292,7 +306,7 @@ def cost_model(results: Results) -> Figure | None:
 def overlaps(results: Results) -> Figure | None:
     """Every system's iteration over the sum, and the longer, of its communication and computation."""
     if measured.iterations(results, "rnn").empty:
-        return None
+        return _nothing_timed(results)
     figure, axes = plots.new_figure(1, 2, size=(11, 4.6), sharey=True)
     places = np.arange(len(SYSTEMS))
     for ax, model in zip(axes, measured.MODELS, strict=True):

@@ -78,9 +78,9 @@ def cluster_table() -> pd.DataFrame:
 
 @lru_cache(maxsize=64)
 def socket_seconds(algorithm: str, ranks: int) -> float:
-    """Simulated seconds of a broadcast of the paper's message, four ranks a socket, a bridge of half the links' rate."""
+    """Simulated seconds of a broadcast of the paper's message, four ranks a socket, a bridge twice as slow as the links."""
     link = arithmetic.paper_link()
-    machine = Machine.two_sockets(ranks, link, Link(link.alpha, 2 * link.beta))
+    machine = Machine.two_sockets(ranks, link, Link(2 * link.alpha, 2 * link.beta))
     kilobytes = arithmetic.paper_message() // 1000
     block = arithmetic.paper_block() // 1000 if algorithm == LP else None
     return play(schedule("broadcast", algorithm, ranks, kilobytes, block), machine, item_bytes=1000).seconds

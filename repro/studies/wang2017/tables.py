@@ -10,6 +10,7 @@ from repro.collectives.schedules import ALGORITHMS, COLLECTIVES, schedule, steps
 from repro.report.published import Published, published_value
 from repro.studies.base import Results, summary
 from repro.studies.comparing import beside
+from repro.studies.exchanging import NOT_PERMITTED
 from repro.studies.replicas import DRIFTS, SYSTEMS
 from repro.studies.wang2017 import arithmetic, measured, simulated
 from repro.studies.wang2017.arithmetic import BE, LP, MST, STUDY
@@ -27,8 +28,6 @@ def paper(exhibit: str, series: str, metric: str, x: float | None = None) -> Pub
 
 def refusals(results: Results) -> Tables:
     """Why some trials could not be run on emulated hosts."""
-    from repro.studies.exchanging import NOT_PERMITTED
-
     reasons = {record.metrics[NOT_PERMITTED] for record in results.used() if NOT_PERMITTED in record.metrics}
     return {NOT_EMULATED: pd.DataFrame({"reason": sorted(reasons)})} if reasons else {}
 
