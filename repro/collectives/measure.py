@@ -89,9 +89,7 @@ def main() -> None:
         ranks = dist.get_world_size()
         if dist.get_rank() == 0:
             print(f"{ranks} ranks on {device}; medians and quartiles of {arguments.rounds} rounds; GB/s as in nccl-tests")
-            print(
-                f"{'collective':10} {'algorithm':24} {'MiB':>6} {'ms':>8} {'quartiles':>17} {'algbw':>6} {'busbw':>6}  vs library"
-            )
+            print("collective algorithm                   MiB       ms         quartiles  algbw  busbw  vs library")
         for megabytes in arguments.megabytes:
             nbytes = 4 * round(megabytes * 2**18)
             cases = [Case(name, way, nbytes) for name in arguments.collectives for way in (LIBRARY, *ALGORITHMS)]

@@ -43,8 +43,8 @@ def _why_not() -> str | None:
 class HostsTrial(Trial):
     """A timing between ranks, on emulated hosts whose links have `rate` bytes/s in either direction, or on loopback if it is 0.
 
-    A subclass says in `measure()` what is done once hosts are permitted; it returns the outcome. Where hosts cannot be emulated the outcome is a metric that says why, under a key of its own: once they can be, the trial is
-    run.
+    A subclass says in `measure()` what is done, and returns the outcome. Where hosts cannot be emulated the outcome is a metric
+    that says why, under a key of its own: once they can be, the trial is run.
     """
 
     study: ClassVar[str] = "wang2017"
@@ -66,9 +66,9 @@ class HostsTrial(Trial):
 class CollectivesTrial(HostsTrial):
     """The time of every collective by every algorithm at every size, for each number of `ranks`; one repeat.
 
-    `sizes` in bytes; the linear pipeline in
-    each of `blocks` that is no larger than the message, rings in blocks of the package's default; `rounds` interleaved;
-    `check`: as in `repro.collectives.measure`. Curve `times`: one row a case, median and quartiles over the rounds in seconds.
+    `sizes` in bytes; the linear pipeline in each of `blocks` that is no larger than the message, rings in blocks of the
+    package's default; `rounds` interleaved; `check`: as in `repro.collectives.measure`. Curve `times`: one row a case, median
+    and quartiles over the rounds in seconds.
     """
 
     kind: ClassVar[str] = "collectives"

@@ -1,0 +1,86 @@
+"""Products by packed panels are those of NumPy, whole or by non-zero entries, for any shape and number of threads."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from repro.gradients.products import Product, transpose
+from repro.sparse.simd import has_avx512
+
+pytestmark = pytest.mark.skipif(not has_avx512(), reason="needs AVX-512")
+CLOSE = 1e-6  # of the largest entry; measured: 3e-7
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    yield
+    torch.set_num_threads(1)
+
+
+def draw(rows: int, columns: int, density: float, seed: int) -> np.ndarray:
+    generator = np.random.default_rng(seed)
+    values = generator.standard_normal((rows, columns), dtype=np.float32)
+    return values * (generator.random((rows, columns)) < density)
+
+
+def assert_product(a, b, *, packed_transposed: bool, sparse: bool):
+    wanted = a.astype(np.float64) @ b
+    product = Product(np.ascontiguousarray(b.T) if packed_transposed else b, transposed=packed_transposed)
+    found = np.full(wanted.shape, np.nan, np.float32)
+    product(a, found, sparse=sparse)
+    assert np.abs(found - wanted).max() <= CLOSE * max(np.abs(wanted).max(), 1e-30)
+
+
+@settings(max_examples=40)
+@given(
+    rows=st.one_of(st.integers(1, 20), st.sampled_from([255, 256, 300])),
+    inner=st.one_of(st.integers(1, 40), st.sampled_from([127, 128, 129, 300])),
+    columns=st.sampled_from([1, 16, 17, 50, 64, 65, 100, 128, 150]),
+    density=st.sampled_from([0.0, 0.05, 0.2, 1.0]),
+    threads=st.integers(1, 3),
+    packed_transposed=st.booleans(),
+    a_transposed=st.booleans(),
+    seed=st.integers(0, 9),
+)
+def test_any_product_is_numpys(rows, inner, columns, density, threads, packed_transposed, a_transposed, seed):
+    """Rows, depths and columns around every size of tile, block, panel and register; also more threads than rows."""
+    a, b = draw(rows, inner, density, seed), draw(inner, columns, 1.0, seed + 100)
+    torch.set_num_threads(threads)
+    assert_product(a, b, packed_transposed=packed_transposed, sparse=False)
+    assert_product(np.asfortranarray(a) if a_transposed else a, b, packed_transposed=packed_transposed, sparse=True)
+
+
+def test_all_work_in_one_row_or_one_block_is_shared_out_without_loss():
+    """Bounds equal in non-zero entries may leave threads without rows."""
+    torch.set_num_threads(3)
+    for place in (0, 150, 299):
+        a, b = np.zeros((300, 400), np.float32), draw(400, 70, 1.0, 1)
+        a[place] = draw(1, 400, 1.0, 2)
+        assert_product(a, b, packed_transposed=False, sparse=True)
+
+
+def test_nan_and_infinity_of_a_are_entries_like_others():
+    a, b = draw(4, 200, 0.1, 1), draw(200, 30, 1.0, 2)
+    a[1, 7], a[2, 150] = np.nan, np.inf
+    product, found = Product(b), np.zeros((4, 30), np.float32)
+    product(a, found, sparse=True)
+    assert np.isnan(found[1]).all()
+    assert np.isinf(found[2]).all()
+    assert np.isfinite(found[[0, 3]]).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (16, 16), (17, 100), (700, 30), (5, 1000)])
+def test_transposed(shape):
+    matrix = draw(*shape, 1.0, 3)
+    torch.set_num_threads(2)
+    assert np.array_equal(transpose("test", matrix), matrix.T)
+
+
+def test_lists_serve_a_second_product_with_the_same_a():
+    a, b, c = draw(300, 140, 0.2, 1), draw(140, 64, 1.0, 2), draw(140, 90, 1.0, 3)
+    for right, listed in ((b, False), (c, True)):
+        product, found = Product(right), np.empty((300, right.shape[1]), np.float32)
+        product(a, found, sparse=True, listed=listed)
+        assert np.abs(found - a.astype(np.float64) @ right).max() <= CLOSE * np.abs(found).max()
