@@ -171,6 +171,14 @@ def changed(profile: Any, changes: Mapping[str, Any]) -> Any:
     return dataclasses.replace(profile, **new, name=title)
 
 
+def check_ranges(profile: Any, ranges: Iterable[tuple[str, float, float]]) -> None:
+    """Raise ReproError for the first field, of (name, low, high), that is outside its range."""
+    for name, low, high in ranges:
+        value = getattr(profile, name)
+        if not low <= value <= high:
+            raise ReproError(f"parameter {name} is {value!r}: it should lie between {low} and {high}")
+
+
 def recorded(trials: Iterable[Trial], store: Store) -> dict[str, Record]:
     """What the store has of these trials, by key, without running anything.
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from repro.engine import Trial
-from repro.errors import ReproError
-from repro.studies.base import Arms
+from repro.studies.base import Arms, check_ranges
 from repro.studies.running import PrunedModel, RunningSizes
 from repro.studies.speech import ROLES, Pruning, SpeechTrial
 
@@ -49,10 +48,7 @@ class Profile:
     running: RunningSizes
 
     def __post_init__(self):
-        for name, low, high in RANGES:
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise ReproError(f"parameter {name} is {value!r}: it should lie between {low} and {high}")
+        check_ranges(self, RANGES)
 
 
 # The sparsity is also the percentile at which q is read off a dense model, which records it from the 50th to the 99th.

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from repro.errors import ReproError
-from repro.studies.base import Arms
+from repro.studies.base import Arms, check_ranges
 from repro.studies.exchanging import LIBRARY, PIPELINE, CollectivesTrial
 from repro.studies.replicas import SYSTEMS, DriftTrial, Model, TrainingTrial
 from repro.studies.wires import KeptTrial, ZerosTrial
@@ -53,10 +52,7 @@ class Profile:
     kept_sparsities: tuple[float, ...]
 
     def __post_init__(self):
-        for name, low, high in RANGES:
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise ReproError(f"parameter {name} is {value!r}: it should lie between {low} and {high}")
+        check_ranges(self, RANGES)
 
     @property
     def rate(self) -> float:
@@ -136,9 +132,9 @@ PROFILES = {
         rnn=replace(_LAPTOP.rnn, corpus="tinyshakespeare", corpus_size="", hidden=256),
         cnn=replace(_LAPTOP.cnn, corpus_size="laptop"),
         iterations=15,
-        drift_iterations=100,
+        drift_iterations=40,
         gates=replace(_LAPTOP.gates, corpus="tinyshakespeare", corpus_size="", hidden=256, layers=3, length=100),
-        gate_steps=300,
+        gate_steps=120,
         kept_elements=MIB,
     ),
 }
