@@ -1,6 +1,8 @@
 """Collectives between real processes: against the library's own, and their errors."""
 
 import os
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -87,9 +89,6 @@ def test_step_by_step_as_for_nccl_gives_the_same():
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="NCCL needs a GPU for each of two ranks, this machine has fewer")
 def test_nccl():
-    import subprocess
-    import sys
-
     program = "import tests.test_collectives as t; t.on_gpus()"
     command = [
         sys.executable,
@@ -115,6 +114,16 @@ def on_gpus() -> None:
                 ours = OPERATIONS[collective](mine.clone(), algorithm, block_bytes=2**16)
                 theirs = OPERATIONS[collective](mine.clone(), "library")
                 assert (collective == "reduce" and dist.get_rank()) or torch.allclose(ours, theirs, rtol=1e-12), algorithm
+
+
+def test_the_benchmark_of_the_readme_names_every_algorithm_beside_the_library():
+    """As the README starts it, with less to do."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "repro.collectives.measure"]
+    done = subprocess.run([*command, "--megabytes", "0.25", "--rounds", "2"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for algorithm in (*ALGORITHMS, "library"):
+        (line,) = [line for line in done.stdout.splitlines() if line.startswith(f"allreduce  {algorithm}  ")]
+        assert float(line.split()[-1].removesuffix("x")) > 0
 
 
 def errors_of(call) -> tuple[str, float]:

@@ -1,0 +1,307 @@
+"""The trial behind most of zhu2017: train a character model with thresholded gate gradients, and say what it costs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from repro.engine import Context, Outcome, Trial, seed_for
+from repro.errors import ReproError, one_of
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor, nn
+
+    from repro.gradients import Rule
+
+NORMALISATIONS = ("NT", "N")
+RULES = ("static", "held", "rms", "rate", "top")
+
+# At these shares of training the dense arms are looked at: early, the paper's 10 %, one step of Figure 3, the end.
+SNAPSHOTS = (0.005, 0.1, 0.5, 1.0)
+ONE_STEP = (0.0, *(10 ** (k / 2) for k in range(-20, -3)))  # thresholds of one step: half decades
+PRINTED = 1e-6  # at which the rule as printed, without bars, is tried
+QUANTILE = 0.8  # of |dnet|, where the causes are asked for
+
+HALVING = 5  # passes over the text after which torch-rnn halves its learning rate
+MACHINE = (8, 32, 16)  # lanes, width and scanned entries of the simulated accelerator
+
+
+@dataclass(frozen=True, kw_only=True)
+class CharacterTrial(Trial):
+    """One training run of the paper's character model: embedding, LSTM layers of the same width, linear decoder.
+
+    The paper says "SGD" and no rate. This is the recipe of torch-rnn, which the paper's "word2vec layer" points to: Adam, rate
+    halved every 5 passes, forget bias 1, state carried from window to window. Its clipping of elements at 5 would act under N
+    alone and is left out. `normalisation`: "NT", the loss is averaged over batch and time as in torch-rnn, or "N", summed over
+    time and averaged over the batch as in char-rnn. Adam is blind to the scale of the gradient (but for its epsilon), so that
+    the two differ in what a threshold means and in little else.
+
+    `rule` and `value`: "static" t; "held" or "top", wanted share of zeros; "rms", t over the root mean square of dnet; "rate",
+    t over gradient norm / learning rate. `steps`: updates; of `measurements` of them, evenly spread, all zeros are counted.
+    `replicate` seeds weights and windows alike for all arms (paired).
+    """
+
+    study: ClassVar[str] = "zhu2017"
+    kind: ClassVar[str] = "characters"
+
+    corpus: str
+    corpus_size: str | None = None
+    replicate: int = 0
+    hidden: int
+    layers: int = 3
+    length: int = 100
+    batch: int
+    steps: int
+    learning_rate: float
+    normalisation: str = "NT"
+    rule: str = "static"
+    value: float = 0.0
+    evaluations: int = 20
+    measurements: int = 20
+
+    def __post_init__(self):
+        super().__post_init__()
+        one_of("normalisation", self.normalisation, NORMALISATIONS)
+        one_of("rule", self.rule, RULES)
+        if not 1 <= self.evaluations <= self.steps:
+            raise ReproError(
+                f"{self.evaluations} evaluations in {self.steps} steps: there must be at least 1, at most one a step"
+            )
+
+    @property
+    def dense(self) -> bool:
+        return self.rule == "static" and self.value == 0
+
+    def seconds(self) -> float:
+        """Fitted by eye to runs on one core; only plans and progress bars depend on it."""
+        macs = self.batch * self.length * self.layers * 24 * self.hidden**2
+        rule = {"top": 2.0, "rms": 1.5, "rate": 1.0, "held": 1.1, "static": 1.0}[self.rule]
+        measured = self.measurements * self.layers * self.length * 4e-4 + 4 * self.dense
+        return 2 + self.steps * macs / 3e10 * rule * 1.2 + measured
+
+    def label(self) -> str:
+        return (
+            f"characters {self.layers}x{self.hidden} {self.rule} {self.value:g} {self.normalisation} on {self.corpus}, "
+            f"seed {self.replicate}"
+        )
+
+    def run(self, context: Context) -> Outcome:
+        import torch
+
+        from repro.datasets.text import contiguous_batches, load_characters
+        from repro.gradients import ThresholdedLSTM
+        from repro.models.language import LanguageModel, mean_loss
+        from repro.training import Diverged, fit
+
+        options = {"size": self.corpus_size} if self.corpus_size else {}
+        corpus = load_characters(self.corpus, **options)
+        rule = self._rule()
+        torch.manual_seed(seed_for(self.study, self.replicate, "weights"))
+        model = LanguageModel(
+            len(corpus.vocabulary),
+            self.hidden,
+            self.hidden,
+            self.layers,
+            recurrent=lambda inputs, hidden: ThresholdedLSTM(inputs, hidden, threshold=rule),
+        )
+        _forget_bias_1(model)
+        optimizer = torch.optim.Adam(model.parameters(), self.learning_rate)
+        windows = Windows(corpus.splits["train"], self.batch, self.length, seed_for(self.study, self.replicate, "windows"))
+        course = _Course(self, model, optimizer, rule, windows)
+        held_out = {
+            split: list(contiguous_batches(corpus.splits[split], self.batch, self.length)) for split in ("validation", "test")
+        }
+        bounds = [round(self.steps * i / self.evaluations) for i in range(self.evaluations + 1)]
+        try:
+            history = fit(
+                model,
+                optimizer,
+                lambda epoch: range(bounds[epoch - 1], bounds[epoch]),
+                course.loss,
+                epochs=self.evaluations,
+                after_step=course.after_step,
+                after_epoch=lambda epoch: {"step": bounds[epoch], "validation_loss": mean_loss(model, held_out["validation"])},
+                stateful=course.stateful(),
+                checkpoint=context.checkpoint,
+            )
+        except Diverged as stop:
+            return Outcome({"stopped": str(stop)}, self._curves(stop.history, course), diverged=True)
+        course.look(self.steps)
+        test = mean_loss(model, held_out["test"])
+        curves = self._curves(history, course)
+        metrics = {
+            "train_loss": curves["evaluations"]["train_loss"][-1],
+            "validation_loss": history[-1]["validation_loss"],
+            "test_loss": test,
+            "test_bits": test / math.log(2),
+            "symbols": len(corpus.vocabulary),
+            "passes": self.steps / windows.each_pass,
+            "parameters": sum(p.numel() for p in model.parameters()),
+        }
+        return Outcome(metrics, curves)
+
+    def _rule(self) -> Rule:
+        from repro.gradients import ByRate, HeldSparsity, RelativeRMS, Static, TopK
+
+        kinds = {"static": Static, "held": HeldSparsity, "rms": RelativeRMS, "rate": ByRate, "top": TopK}
+        return kinds[self.rule](self.value)
+
+    def items(self) -> int:
+        """By how much the summed loss of a batch is divided."""
+        return self.batch * (self.length if self.normalisation == "NT" else 1)
+
+    def _curves(self, history: list[dict], course: _Course) -> dict[str, dict[str, list]]:
+        per_symbol = self.items() / (self.batch * self.length)
+        rows = [row | {"train_loss": row["train_loss"] * per_symbol} for row in history]
+        names = ("step", "train_loss", "validation_loss", "seconds")
+        return {"evaluations": {name: [row[name] for row in rows] for name in names}} | course.curves()
+
+
+class Windows:
+    """Contiguous windows (tokens, targets), each (`length`, `batch`), in passes over a text that start at drawn offsets.
+
+    Raises ReproError for a text too short for one window.
+    """
+
+    def __init__(self, tokens: np.ndarray, batch: int, length: int, seed: int):
+        self.tokens, self.batch, self.length, self.seed = tokens, batch, length, seed
+        self.each_pass = ((len(tokens) - length) // batch - 1) // length
+        if self.each_pass < 1:
+            raise ReproError(f"{len(tokens)} symbols are too few for {batch} windows of {length}")
+        self._pass, self._windows = -1, []
+
+    def at(self, step: int) -> tuple[Tensor, Tensor]:
+        """The window of a step, counted over all passes."""
+        import numpy as np
+
+        from repro.datasets.text import contiguous_batches
+
+        number, place = divmod(step, self.each_pass)
+        if number != self._pass:
+            offset = np.random.default_rng([self.seed, number]).integers(self.length)
+            found = contiguous_batches(self.tokens[offset:], self.batch, self.length)
+            self._pass, self._windows = number, list(found)
+        return self._windows[place]
+
+    def starts_pass(self, step: int) -> bool:
+        return step % self.each_pass == 0
+
+
+class _Course:
+    """What happens around the steps of a training: state is carried, steps are measured, the rate falls, rules are told."""
+
+    def __init__(self, trial: CharacterTrial, model: nn.Module, optimizer, rule: Rule, windows: Windows):
+        import torch
+
+        from repro.gradients.accelerator import Accelerator
+        from repro.studies.probing import Meter
+
+        self.trial, self.model, self.optimizer, self.rule, self.windows = trial, model, optimizer, rule, windows
+        spread = {int((i + 0.5) * trial.steps / trial.measurements) for i in range(trial.measurements)}
+        self.meter = Meter(model, Accelerator(*MACHINE), spread)
+        self.rate = torch.optim.lr_scheduler.StepLR(optimizer, HALVING * windows.each_pass, 0.5)
+        self.snapshots = _Snapshots()
+        self.carried = _Carried()
+
+    def stateful(self) -> tuple:
+        return self.rate, self.rule, self.meter, self.snapshots, self.carried
+
+    def loss(self, model: nn.Module, step: int) -> tuple[Tensor, int]:
+        self.look(step)
+        self.meter.begin(step)
+        summed, self.carried.state = self._summed_loss(step)
+        return summed, self.trial.items()
+
+    def after_step(self) -> None:
+        self.meter.end()
+        self.rate.step()
+        if self.trial.rule == "rate":
+            norm = math.sqrt(sum(p.grad.double().square().sum().item() for p in self.model.parameters()))
+            self.rule.update(self.rate.get_last_lr()[0], norm)
+
+    def look(self, step: int) -> None:
+        """At a snapshot of a dense arm: one step on the weights before this update, on the batch that comes next."""
+        if not self.trial.dense:
+            return
+        for share in SNAPSHOTS:
+            if step == round(share * self.trial.steps):
+                self.snapshots.add(share, self.model, lambda: self._summed_loss(step)[0] / self.trial.items())
+
+    def curves(self) -> dict[str, dict[str, list]]:
+        return {"zeros": self.meter.columns} | self.snapshots.curves
+
+    def _summed_loss(self, step: int) -> tuple[Tensor, list]:
+        from torch.nn.functional import cross_entropy
+
+        from repro.models.language import detach
+
+        tokens, targets = self.windows.at(step)
+        logits, state = self.model(tokens, None if self.windows.starts_pass(step) else self.carried.state)
+        return cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum"), detach(state)
+
+
+class _Carried:
+    """The state of the layers after the last window, in checkpoints too."""
+
+    state: list | None = None
+
+    def state_dict(self) -> dict:
+        return {"state": self.state}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.state = state["state"]
+
+
+class _Snapshots:
+    """Curves of the dense arms, a few rows for each snapshot; `training` is its share of training."""
+
+    def __init__(self):
+        self.curves: dict[str, dict[str, list]] = {}
+
+    def add(self, training: float, model: nn.Module, loss) -> None:
+        from repro.studies.probing import GATES, probe, single_step
+
+        self._extend("single", training, single_step(model, loss, ONE_STEP, PRINTED))
+        found = probe(model, loss)
+        self._extend(
+            "activations",
+            training,
+            {"gate": list(GATES), "zeros": found.exact_zeros.tolist(), "entries": [found.activations] * len(GATES)},
+        )
+        bins = found.histograms.shape[1]
+        self._extend(
+            "histograms",
+            training,
+            {
+                "gate": [gate for gate in GATES for _ in range(bins)],
+                "bin": list(range(bins)) * len(GATES),
+                "count": found.histograms.long().flatten().tolist(),
+            },
+        )
+        below, lifted = found.lifted(QUANTILE)
+        derivative, arriving = found.variance_shares()
+        shares = {"below": [below], "lifted": [lifted], "derivative_share": [derivative], "arriving_share": [arriving]}
+        self._extend("causes", training, shares)
+
+    def _extend(self, name: str, training: float, columns: dict[str, list]) -> None:
+        curve = self.curves.setdefault(name, {column: [] for column in ("training", *columns)})
+        curve["training"] += [training] * len(next(iter(columns.values())))
+        for column, values in columns.items():
+            curve[column] += values
+
+    def state_dict(self) -> dict:
+        return self.curves
+
+    def load_state_dict(self, state: dict) -> None:
+        self.curves = state
+
+
+def _forget_bias_1(model: nn.Module) -> None:
+    """As in both recipes; torch keeps two biases, the one of the state stays small."""
+    import torch
+
+    with torch.no_grad():
+        for layer in model.layers:
+            layer.bias_ih_l0[layer.hidden_size : 2 * layer.hidden_size] = 1.0
