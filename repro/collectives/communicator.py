@@ -111,7 +111,7 @@ class Communicator:
             number = min(self._tasks, key=lambda number: (self._tasks[number].priority * self._by_priority, number))
         if self._by_priority:
             chosen = torch.tensor([number])
-            number = broadcast(chosen, "minimum spanning tree", group=self.group, check=False).item()
+            number = broadcast(chosen, "minimum spanning tree", group=self.group).item()
         with self._changed:
             if not self._changed.wait_for(lambda: number in self._tasks or self._error, TIMEOUT):
                 raise ReproError(f"rank 0 runs submission {number}, which this rank has not made within {TIMEOUT:g} s")

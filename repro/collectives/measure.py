@@ -25,16 +25,12 @@ _OPERATIONS = {"broadcast": broadcast, "reduce": reduce, "allreduce": allreduce}
 
 @dataclass(frozen=True)
 class Case:
-    """A collective to be timed: of a float32 message of `nbytes`, in blocks of `block_bytes` where the algorithm has blocks.
-
-    `check`: compare arguments with the neighbours first, as the operations do unless told otherwise.
-    """
+    """A collective to be timed: of a float32 message of `nbytes`, in blocks of `block_bytes` where the algorithm has blocks."""
 
     collective: str
     algorithm: str
     nbytes: int
     block_bytes: int = BLOCK_BYTES
-    check: bool = True
 
 
 def measure(cases: Sequence[Case], rounds: int, device: torch.device | str = "cpu") -> np.ndarray:
@@ -63,7 +59,7 @@ def _seconds(case: Case, tensor: torch.Tensor) -> float:
     dist.barrier()
     _synchronise(tensor)
     begin = time.perf_counter()
-    _OPERATIONS[case.collective](tensor, case.algorithm, block_bytes=case.block_bytes, check=case.check)
+    _OPERATIONS[case.collective](tensor, case.algorithm, block_bytes=case.block_bytes)
     _synchronise(tensor)
     return time.perf_counter() - begin
 

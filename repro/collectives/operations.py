@@ -6,7 +6,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from repro.collectives.programs import program
-from repro.collectives.schedules import ALGORITHMS, COLLECTIVES, schedule
+from repro.collectives.schedules import ALGORITHMS, schedule
 from repro.collectives.transport import DTYPES, Transport
 from repro.errors import ReproError, one_of
 
@@ -32,11 +32,10 @@ def allreduce(tensor: Tensor, algorithm: str = "ring", **options) -> Tensor:
     of `repro.collectives.ALGORITHMS`, or "library", the group's own.
 
     Options, the same on all ranks: `block_bytes`, of pipelined algorithms (4 MiB); `group`, a process group (the default one);
-    `timeout`, seconds that a rank waits for a message (60); `check`: compare the arguments with the neighbours' first, which
-    costs one small message either way.
+    `timeout`, seconds that a rank waits for a message (60).
 
-    Raises CollectiveError on every rank, within the timeout, when a rank is lost, too slow or calls with other arguments;
-    ReproError for tensors and options that cannot be used at all.
+    Raises CollectiveError on every rank, within the timeout, when a rank is lost, too slow or calls with other arguments (the
+    root of a broadcast, which waits for nobody, in its next call); ReproError for what cannot be used at all.
     """
     return _run("allreduce", tensor, algorithm, 0, **options)
 
@@ -50,7 +49,6 @@ def _run(
     block_bytes: int = BLOCK_BYTES,
     group: dist.ProcessGroup | None = None,
     timeout: float = TIMEOUT,
-    check: bool = True,
 ) -> Tensor:
     one_of("algorithm", algorithm, (*ALGORITHMS, LIBRARY))
     one_of("dtype", tensor.dtype, DTYPES)
@@ -66,17 +64,16 @@ def _run(
     if group.size() == 1:
         return tensor
     message = tensor.view(-1)
-    what = f"{collective} by {algorithm} of {message.numel()} x {str(tensor.dtype).removeprefix('torch.')}"
-    transport = Transport(group, tensor.device, timeout, what)
     shape = (collective, algorithm, group.size(), message.numel(), block_bytes // tensor.element_size(), root)
+    kind = str(tensor.dtype).removeprefix("torch.")
+    call = f"{collective} by {algorithm} of {message.numel()} x {kind}, block {block_bytes} bytes, root {root}"
+    transport = Transport(group, tensor.device, timeout, call)
     with transport.errors():
-        if check:
-            names = (COLLECTIVES.index(collective), (*ALGORITHMS, LIBRARY).index(algorithm), DTYPES.index(tensor.dtype))
-            transport.agree((*names, message.numel(), block_bytes, root))
         if algorithm == LIBRARY:
             transport.library(collective, message, root)
         elif tensor.device.type == "cpu":
             transport.play(program(group.rank(), *shape), message)
         else:
+            transport.agree()
             transport.play_in_steps(schedule(*shape), message)
     return tensor

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -18,7 +20,8 @@ from repro.errors import ReproError
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.int64)
 _WINDOW = 8  # receives posted ahead: gloo sends a message once its receive is posted
-_REASON = "repro collective failed"
+_CALLED = "repro collective that failed on rank"
+_HEARING_SECONDS = 0.5  # until the others have failed, too, and said what they called
 _NEEDS_NO_RECEIPT = 2**16  # bytes; two such messages at once delay each other by less than a receipt takes
 _DATA, _RECEIPT, _NEVER_SENT = range(3)  # tags
 
@@ -31,28 +34,28 @@ class CollectiveError(ReproError):
 
 
 class Transport:
-    """The messages of one call of a collective, `what`, in a process group; `timeout` in seconds for each message."""
+    """The messages of one call of a collective in a process group.
 
-    def __init__(self, group: dist.ProcessGroup, device: torch.device, timeout: float, what: str):
+    `call`: the collective with all its arguments, in words that are the same on all ranks; messages carry a tag made of them,
+    so that ranks that call something else exchange nothing. `timeout`: seconds for each message.
+    """
+
+    def __init__(self, group: dist.ProcessGroup, device: torch.device, timeout: float, call: str):
         if not timeout > 0:
             raise ReproError(f"timeout is {timeout}: it should be a number of seconds above 0")
-        self.group, self.device, self.timeout, self.what = group, device, timeout, what
+        self.group, self.device, self.timeout, self.call = group, device, timeout, call
         self.rank, self.ranks = group.rank(), group.size()
         self._wait = timedelta(seconds=timeout)
-        self._partner = (self.rank + 1) % self.ranks  # whom this rank waited for last
+        self._number = zlib.crc32(call.encode()) >> 4  # two bits are left for the kind of message, and two for the sign
 
-    def agree(self, arguments: tuple[int, ...]) -> None:
-        """Compare the arguments of a call with both neighbours in rank order: CollectiveError where they differ.
-
-        Ranks further away learn of it when a message stays away, at the latest after the timeout.
-        """
-        mine = torch.tensor(arguments, dtype=torch.int64, device=self.device)
+    def agree(self) -> None:
+        """Where messages have no tags, with NCCL: compare the call with both neighbours in rank order before it begins."""
+        mine = torch.tensor([self._number], device=self.device)
         neighbours = sorted({(self.rank - 1) % self.ranks, (self.rank + 1) % self.ranks} - {self.rank})
         theirs = {rank: torch.empty_like(mine) for rank in neighbours}
         self._exchange([(rank, mine) for rank in neighbours], list(theirs.items()))
-        for rank in neighbours:
-            if not torch.equal(theirs[rank], mine):
-                self._fail(f"rank {self.rank} calls it with {list(arguments)}, rank {rank} with {theirs[rank].tolist()}")
+        if not all(torch.equal(number, mine) for number in theirs.values()):
+            raise RuntimeError("a neighbour calls something else")
 
     def play(self, steps: Program, message: Tensor) -> None:
         """Do one rank's part of a schedule on `message` (contiguous, one-dimensional), in place."""
@@ -68,16 +71,16 @@ class Transport:
             while len(posted) < min(done + _WINDOW, len(steps.receives)):
                 source, start, stop, reduce, _ = steps.receives[len(posted)]
                 room = scratch[len(posted) % _WINDOW][: stop - start] if reduce else message[start:stop]
-                posted.append((self.group.recv([room], source, _DATA), room))
+                posted.append((self.group.recv([room], source, self._tag(_DATA)), room))
 
         def receive_until(count: int) -> None:
             nonlocal done
             while done < count:
                 work, room = posted[done]
                 source, start, stop, reduce, receipt = steps.receives[done]
-                self._finish(work, source)
+                work.wait(self._wait)
                 if receipt and long(start, stop):
-                    pending.append((source, self.group.send([token], source, _RECEIPT)))
+                    pending.append(self.group.send([token], source, self._tag(_RECEIPT)))
                 if reduce:
                     message[start:stop] += room
                 done += 1
@@ -88,12 +91,12 @@ class Transport:
         for send in steps.sends:
             receive_until(send.after)
             if send.receipt and long(before.start, before.stop):
-                self._finish(self.group.recv([token.clone()], before.target, _RECEIPT), before.target)
-            pending.append((send.target, self.group.send([message[send.start : send.stop]], send.target, _DATA)))
+                self.group.recv([token.clone()], before.target, self._tag(_RECEIPT)).wait(self._wait)
+            pending.append(self.group.send([message[send.start : send.stop]], send.target, self._tag(_DATA)))
             before = send
         receive_until(len(steps.receives))
-        for partner, work in pending:
-            self._finish(work, partner)
+        for work in pending:
+            work.wait(self._wait)
 
     def play_in_steps(self, transfers: tuple[Transfer, ...], message: Tensor) -> None:
         """The same, step by step: NCCL has to be given at once what is to be sent and received at once."""
@@ -113,9 +116,8 @@ class Transport:
         operations = [dist.P2POp(dist.isend, tensor, group=self.group, group_peer=rank) for rank, tensor in sends]
         operations += [dist.P2POp(dist.irecv, tensor, group=self.group, group_peer=rank) for rank, tensor in receives]
         if operations:
-            # NCCL returns one handle for all of them.
-            for (rank, _), work in zip(sends + receives, dist.batch_isend_irecv(operations), strict=False):
-                self._finish(work, rank)
+            for work in dist.batch_isend_irecv(operations):
+                work.wait(self._wait)
 
     def library(self, collective: str, message: Tensor, root: int) -> None:
         """The process group's own collective."""
@@ -129,11 +131,10 @@ class Transport:
             options = dist.BroadcastOptions()
             options.rootRank = root
             work = self.group.broadcast([message], options)
-        self._finish(work, root)
-
-    def _finish(self, work: dist.Work, rank: int) -> None:
-        self._partner = rank
         work.wait(self._wait)
+
+    def _tag(self, kind: int) -> int:
+        return 4 * self._number + kind
 
     @contextmanager
     def errors(self) -> Iterator[None]:
@@ -141,19 +142,25 @@ class Transport:
         try:
             yield
         except RuntimeError as error:
-            why = self._told() or str(error).partition("\n")[0]
-            self._fail(f"rank {self._partner} is lost, or slower than {self.timeout:g} s ({why})", error)
+            raise CollectiveError(f"{self.call}: {self._diagnosis()} ({str(error).partition(chr(10))[0]})") from error
 
-    def _fail(self, message: str, cause: Exception | None = None) -> None:
-        """Tell the other ranks why, close the connections so that none goes on waiting for this one, and raise."""
-        message = f"{self.what}: {message}"
-        # The store may have gone down with the rank that kept it: then the others see closed connections only.
+    def _diagnosis(self) -> str:
+        """Leave the group, so that no rank goes on waiting for this one; say what was called here, hear what was elsewhere."""
+        calls = {}
+        # The store may have gone down with the rank that kept it.
         with suppress(RuntimeError):
             store = self.group.get_group_store()
-            if not store.check([_REASON]):
-                store.set(_REASON, f"rank {self.rank}: {message}")
+            store.set(f"{_CALLED} {self.rank}", self.call)
+            self._close()
+            deadline = time.monotonic() + _HEARING_SECONDS
+            while len(calls) < self.ranks and time.monotonic() < deadline:
+                calls |= {r: store.get(name).decode() for r in range(self.ranks) if store.check([name := f"{_CALLED} {r}"])}
+                time.sleep(0.01)
         self._close()
-        raise CollectiveError(message) from cause
+        if others := [f"rank {rank} calls {call}" for rank, call in calls.items() if call != self.call]:
+            return ", ".join(others)
+        silent = [str(rank) for rank in range(self.ranks) if rank not in calls]
+        return f"rank {', '.join(silent) or 'unknown'} is lost, or slower than {self.timeout:g} s"
 
     def _close(self) -> None:
         if self.device.type != "cpu":
@@ -161,13 +168,8 @@ class Transport:
             return
         # gloo closes the connections of a group when an operation in it times out, and by no other call.
         with suppress(RuntimeError):
-            self.group.recv([torch.empty(1)], (self.rank + 1) % self.ranks, _NEVER_SENT).wait(timedelta(milliseconds=1))
-
-    def _told(self) -> str | None:
-        """Why the first rank failed, if it could still say so."""
-        with suppress(RuntimeError):
-            store = self.group.get_group_store()
-            return store.get(_REASON).decode() if store.check([_REASON]) else None
+            never = self.group.recv([torch.empty(1)], (self.rank + 1) % self.ranks, self._tag(_NEVER_SENT))
+            never.wait(timedelta(milliseconds=1))
 
 
 _kept = threading.local()

@@ -67,8 +67,7 @@ class CollectivesTrial(HostsTrial):
     """The time of every collective by every algorithm at every size, for each number of `ranks`; one repeat.
 
     `sizes` in bytes; the linear pipeline in each of `blocks` that is no larger than the message, rings in blocks of the
-    package's default; `rounds` interleaved; `check`: as in `repro.collectives.measure`. Curve `times`: one row a case, median
-    and quartiles over the rounds in seconds.
+    package's default; `rounds` interleaved. Curve `times`: one row a case, median and quartiles over the rounds in seconds.
     """
 
     kind: ClassVar[str] = "collectives"
@@ -79,7 +78,6 @@ class CollectivesTrial(HostsTrial):
     sizes: tuple[int, ...]
     blocks: tuple[int, ...]
     rounds: int
-    check: bool = False
 
     def seconds(self) -> float:
         a_byte = 1.6 / self.rate if self.rate else 4e-9
@@ -115,7 +113,7 @@ class CollectivesTrial(HostsTrial):
                 for algorithm in self.algorithms:
                     blocks = [block for block in self.blocks if block <= nbytes] if algorithm == PIPELINE else []
                     for block in blocks or [min(BLOCK_BYTES, nbytes)]:
-                        yield Case(collective, algorithm, nbytes, block, self.check)
+                        yield Case(collective, algorithm, nbytes, block)
 
 
 def _measure(cases: list[Case], rounds: int) -> np.ndarray:

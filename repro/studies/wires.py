@@ -148,14 +148,14 @@ def _exchange_kept(trial: KeptTrial) -> list[list[list[float]]]:
     gradients = [torch.randn(trial.elements // trial.tensors, generator=generator) for _ in range(trial.tensors)]
 
     def dense() -> None:
-        message = allreduce(torch.cat(gradients), check=False)
+        message = allreduce(torch.cat(gradients))
         for gradient, part in zip(gradients, message.split([len(g) for g in gradients]), strict=True):
             gradient.copy_(part)
 
     found = []
     for sparsity in trial.sparsities:
         kept = KeptGradients([torch.rand(g.shape, generator=generator) >= sparsity for g in gradients])
-        ways = dense, partial(kept.allreduce, gradients, check=False)
+        ways = dense, partial(kept.allreduce, gradients)
         seconds = [[], []]
         for turn in range(trial.rounds + 1):
             for gradient in gradients:

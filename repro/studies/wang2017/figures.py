@@ -49,10 +49,10 @@ SPAN_COLOURS = {
     "wait": "#DDDDDD",
     "reduce": ORANGE,
     "allreduce": "#B8860B",
-    "average": "#B8860B",
     "broadcast": RED,
     "barrier": GREY,
 }
+_SAME = {"average": "allreduce"}  # DistributedDataParallel's hook calls it so
 
 
 def _where(results: Results) -> str:
@@ -170,7 +170,7 @@ def ranks(results: Results) -> Figure | None:
                     linewidth=1,
                     label="model: bytes alone, at the link's rate",
                 )
-        title = f"{collective}, hosts" if where == "hosts" else "allreduce, loopback: more ranks than cores share them"
+        title = f"{collective}, hosts" if where == "hosts" else "allreduce, loopback (ranks share cores)"
         ax.set(title=title, xlabel="ranks", ylabel=f"time of {results.profile.ranks_size / 2**20:g} MiB, ms", ylim=(0, None))
         ax.set_xticks(many[where])
     if not drawn:
@@ -245,7 +245,7 @@ def time_lines(results: Results) -> Figure | None:
         return _nothing_timed(results)
     curve = record.curves["spans"]
     spans = [dict(zip(curve, row, strict=True)) for row in zip(*curve.values(), strict=True)]
-    spans = [span for span in spans if span["model"] == "rnn"]
+    spans = [span | {"what": _SAME.get(span["what"], span["what"])} for span in spans if span["model"] == "rnn"]
     figure, axes = plots.new_figure(len(systems), 1, size=(10, 9), sharex=True)
     own = ("forward", "loss", "backward", "update", "wait")
     for ax, system in zip(axes, systems, strict=True):
