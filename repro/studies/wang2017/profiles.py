@@ -76,25 +76,25 @@ _LAPTOP = Profile(
     rounds=3,
     megabytes_per_second=50.0,
     ranks=4,
-    sizes=(8 * KIB, 64 * KIB, 256 * KIB, MIB),
-    blocks=(16 * KIB, 64 * KIB, 256 * KIB, MIB),
+    sizes=(8 * KIB, 64 * KIB, 512 * KIB),
+    blocks=(16 * KIB, 64 * KIB, 256 * KIB),
     many_ranks=(2, 3, 4, 5, 6),
-    ranks_size=MIB,
+    ranks_size=512 * KIB,
     rank_blocks=(64 * KIB,),
-    loopback_ranks=(2, 3, 4),
+    loopback_ranks=(2, 4),
     loopback_sizes=(64 * KIB, MIB, 4 * MIB, 16 * MIB),
     loopback_blocks=(64 * KIB, 4 * MIB),
     rnn=Model(
         kind="rnn", corpus="made", corpus_size="smoke", hidden=160, layers=2, length=32, sparsity=0.9, batch=16, rate=0.5
     ),
     cnn=Model(kind="cnn", corpus="made", corpus_size="smoke", batch=32, rate=0.05),
-    iterations=8,
-    drift_iterations=20,
+    iterations=6,
+    drift_iterations=10,
     gates=Model(kind="rnn", corpus="made", corpus_size="smoke", hidden=128, layers=2, length=32, batch=16, rate=0.005),
     target=0.8,
-    gate_steps=60,
+    gate_steps=30,
     kept_elements=MIB // 4,
-    kept_sparsities=(0.0, 0.5, 0.8, 0.9, 0.95),
+    kept_sparsities=(0.0, 0.8, 0.9),
 )
 
 PROFILES = {
@@ -125,6 +125,7 @@ PROFILES = {
         name="paper",
         seeds=5,
         sizes=(8 * KIB, 64 * KIB, 256 * KIB, MIB, 4 * MIB),
+        blocks=(16 * KIB, 64 * KIB, 256 * KIB, MIB),
         ranks_size=2 * MIB,
         rank_blocks=(64 * KIB, 256 * KIB),
         loopback_ranks=(2, 3, 4, 6),
@@ -136,6 +137,7 @@ PROFILES = {
         gates=replace(_LAPTOP.gates, corpus="tinyshakespeare", corpus_size="", hidden=256, layers=3, length=100),
         gate_steps=120,
         kept_elements=MIB,
+        kept_sparsities=(0.0, 0.5, 0.8, 0.9, 0.95),
     ),
 }
 
@@ -170,7 +172,7 @@ def size_arms(profile: Profile) -> Arms:
             algorithms=EVERY,
             sizes=profile.loopback_sizes,
             blocks=profile.loopback_blocks,
-            rounds=2 * profile.rounds,
+            rounds=profile.rounds,
             replicate=replicate,
         )
         for replicate in range(profile.seeds)

@@ -21,7 +21,7 @@ RING, TWO_WAY, DIRECT = "ring", "two-way ring", "all-to-all"
 CLUSTER = Link(20e-6, 8e-11)
 SWITCH = 16
 MESSAGE = 256 * 10**6  # bytes
-CLUSTER_RANKS = (4, 8, 16, 32, 64, 256)
+CLUSTER_RANKS = (4, 16, 64, 256)
 CLUSTER_ALGORITHMS = (LP, RING, TWO_WAY, MST, BE, DIRECT)
 SOCKET_RANKS = range(2, 9)
 
