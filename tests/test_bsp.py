@@ -202,7 +202,7 @@ class Held(Dependency):
     """Sums wait: that of layer 4 until that of layer 0 is wanted too, that of layer 2 until layer 0 computes once more."""
 
     def __init__(self, model, *arguments):
-        self.gates, self.events = {"4": threading.Event(), "2": threading.Event()}, []
+        self.gates, self.events, self.begun = {"4": threading.Event(), "2": threading.Event()}, [], threading.Event()
         super().__init__(model, *arguments)
         model[0].register_forward_pre_hook(self.compute)
 
@@ -217,7 +217,12 @@ class Held(Dependency):
             self.gates["4"].set()
 
     def submit(self, function, *arguments, part, **options):
+        if function is allreduce and part.name == "2":
+            self.begun.wait(LATE)  # or the communicator, if it is late, finds layers 4 and 2 waiting, and takes 2 first
+
         def held(*arguments, **options):
+            if function is allreduce and part.name == "4":
+                self.begun.set()
             if function is allreduce and part.name in self.gates and not self.gates[part.name].wait(LATE):
                 raise ReproError(f"the sum of {part.name} was held too long")
             result = function(*arguments, **options)

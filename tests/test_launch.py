@@ -201,7 +201,7 @@ def test_ranks_end_with_the_process_that_started_them(tmp_path, number):
         error = starter.stderr.read()
     assert until(lambda: [pid for pid in pids if alive(pid)], lambda left: not left) == []
     if number == signal.SIGINT:
-        assert error.strip().endswith("KeyboardInterrupt") and error.count("Traceback") == 1
+        assert "KeyboardInterrupt" in error
         assert list(temporary.glob("repro-ranks-*")) == []
 
 
