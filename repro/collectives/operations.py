@@ -70,7 +70,7 @@ def _run(
     transport = Transport(group, tensor.device, timeout, call)
     with transport.errors():
         if algorithm == LIBRARY:
-            transport.library(collective, message, root)
+            transport.play_own(collective, message, root)
         elif tensor.device.type == "cpu":
             transport.play(program(group.rank(), *shape), message)
         else:

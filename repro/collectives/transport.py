@@ -119,7 +119,7 @@ class Transport:
             for work in dist.batch_isend_irecv(operations):
                 work.wait(self._wait)
 
-    def library(self, collective: str, message: Tensor, root: int) -> None:
+    def play_own(self, collective: str, message: Tensor, root: int) -> None:
         """The process group's own collective."""
         if collective == "allreduce":
             work = self.group.allreduce([message])
