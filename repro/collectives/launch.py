@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 _LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 # Forked from a server that has loaded torch already, two ranks start in 0.06 s; in 1.9 s where each has to load it.
 _context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
-_context.set_forkserver_preload([__name__, "torch.distributed"])
 # Ranks that fail because of another do so soon, and may be heard of before it.
 _HEARING_SECONDS = 1.0
 _ENDING_SECONDS = 2.0
@@ -63,6 +62,7 @@ def run_ranks(
         call = pickle.dumps((function, arguments))
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise ReproError(f"ranks need a function of a module and arguments that can be pickled: {error}") from error
+    _context.set_forkserver_preload([__name__, "torch.distributed", function.__module__])  # heard by a server that starts now
     processes, pipes = [], []
     with tempfile.TemporaryDirectory(prefix="repro-ranks-") as folder:
         try:
