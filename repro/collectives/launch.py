@@ -1,4 +1,4 @@
-"""Ranks of a process group: started here (`run_ranks`), or joined by a process that torchrun started (`joined_group`)."""
+"""Ranks of a process group: started here (`run_ranks`), or joined by a process of torchrun or mpiexec (`joined_group`)."""
 
 import multiprocessing
 import os
@@ -85,11 +85,15 @@ def run_ranks(
 
 @contextmanager
 def joined_group(timeout: float = 60.0) -> Iterator["torch.device"]:
-    """The process group that torchrun describes in the environment, the default group within the block; yields the device.
+    """The process group that torchrun or mpiexec started, the default group within the block; yields the device.
 
     NCCL and a GPU for each rank where there is CUDA, else gloo. `timeout`: seconds for an operation of the group.
-    Raises ReproError when the process was not started by torchrun, or its machine has fewer GPUs than ranks.
+    Raises ReproError when the process was not started by either, or its machine has fewer GPUs than ranks.
     """
+    from repro.collectives import mpi
+
+    if "RANK" not in os.environ and mpi.started_by_mpiexec():
+        os.environ.update(mpi.rendezvous())
     missing = [name for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
         raise ReproError(f"{', '.join(missing)} not set in the environment: start with `torchrun --nproc-per-node=2 ...`")

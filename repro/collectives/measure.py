@@ -1,6 +1,7 @@
 """How long collectives take between the ranks of a group, all cases in turn; a benchmark when started by torchrun.
 
 torchrun --nproc-per-node=2 -m repro.collectives.measure --megabytes 4 16 64
+mpiexec -n 2 python -m repro.collectives.measure    # an MPI library's collectives beside them, where mpi4py is installed
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import torch.distributed as dist
 
 from repro.collectives.costs import algorithm_bandwidth, bus_bandwidth
 from repro.collectives.launch import joined_group
-from repro.collectives.operations import BLOCK_BYTES, LIBRARY, allreduce, broadcast, reduce
+from repro.collectives.mpi import started_by_mpiexec
+from repro.collectives.operations import BLOCK_BYTES, LIBRARY, MPI, allreduce, broadcast, reduce
 from repro.collectives.schedules import ALGORITHMS, COLLECTIVES
 from repro.errors import ReproError
 
@@ -82,13 +84,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     arguments = parser.parse_args()
     with joined_group() as device:
+        theirs = [LIBRARY] + [MPI] * (started_by_mpiexec() and device.type == "cpu")
         ranks = dist.get_world_size()
         if dist.get_rank() == 0:
             print(f"{ranks} ranks on {device}; medians and quartiles of {arguments.rounds} rounds; GB/s as in nccl-tests")
             print("collective algorithm                   MiB       ms         quartiles  algbw  busbw  vs library")
         for megabytes in arguments.megabytes:
             nbytes = 4 * round(megabytes * 2**18)
-            cases = [Case(name, way, nbytes) for name in arguments.collectives for way in (LIBRARY, *ALGORITHMS)]
+            cases = [Case(name, way, nbytes) for name in arguments.collectives for way in (*theirs, *ALGORITHMS)]
             seconds = measure(cases, arguments.rounds, device)
             for case, times in zip(cases, seconds, strict=True):
                 lower, median, upper = np.quantile(times, [0.25, 0.5, 0.75])

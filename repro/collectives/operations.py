@@ -5,12 +5,14 @@ from __future__ import annotations
 import torch.distributed as dist
 from torch import Tensor
 
+from repro.collectives import mpi
 from repro.collectives.programs import program
 from repro.collectives.schedules import ALGORITHMS, schedule
 from repro.collectives.transport import DTYPES, Transport
 from repro.errors import ReproError, one_of
 
 LIBRARY = "library"  # the process group's own collective: gloo's or NCCL's
+MPI = "MPI"  # an MPI library's, between the ranks of mpiexec
 TIMEOUT = 60.0
 BLOCK_BYTES = 2**22  # measured on gloo: below, messages cost more than their bytes; above, sums leave the cache
 
@@ -29,7 +31,7 @@ def allreduce(tensor: Tensor, algorithm: str = "ring", **options) -> Tensor:
     """Sum the tensors of all ranks in each of them, bit-identical on all ranks; returns `tensor`, changed in place.
 
     `tensor`: contiguous, float32, float64, bfloat16 or int64, of the same shape on all ranks, empty ones too. `algorithm`: one
-    of `repro.collectives.ALGORITHMS`, or "library", the group's own.
+    of `repro.collectives.ALGORITHMS`; or "library", the group's own; or "MPI", the one of mpiexec, which has no timeout.
 
     Options, the same on all ranks: `block_bytes`, of pipelined algorithms (4 MiB); `group`, a process group (the default one);
     `timeout`, seconds that a rank waits for a message (60).
@@ -50,7 +52,7 @@ def _run(
     group: dist.ProcessGroup | None = None,
     timeout: float = TIMEOUT,
 ) -> Tensor:
-    one_of("algorithm", algorithm, (*ALGORITHMS, LIBRARY))
+    one_of("algorithm", algorithm, (*ALGORITHMS, LIBRARY, MPI))
     one_of("dtype", tensor.dtype, DTYPES)
     if not dist.is_initialized():
         raise ReproError(f"{collective} needs a process group: call torch.distributed.init_process_group first")
@@ -64,6 +66,9 @@ def _run(
     if group.size() == 1:
         return tensor
     message = tensor.view(-1)
+    if algorithm == MPI:
+        mpi.play(collective, message, root, group.size())
+        return tensor
     shape = (collective, algorithm, group.size(), message.numel(), block_bytes // tensor.element_size(), root)
     kind = str(tensor.dtype).removeprefix("torch.")
     call = f"{collective} by {algorithm} of {message.numel()} x {kind}, block {block_bytes} bytes, root {root}"

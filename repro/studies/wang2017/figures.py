@@ -162,20 +162,14 @@ def ranks(results: Results) -> Figure | None:
                 block = 64 * 1024 if algorithm == LP else None
                 size = results.profile.ranks_size
                 bound = [1e3 * cost(collective, algorithm, p, size, link, block) for p in many[where]]
-                ax.plot(
-                    many[where],
-                    bound,
-                    color=style["color"],
-                    linestyle=":",
-                    linewidth=1,
-                    label="model: bytes alone, at the link's rate",
-                )
+                ax.plot(many[where], bound, color=style["color"], linestyle=":", linewidth=1)
         title = f"{collective}, hosts" if where == "hosts" else "allreduce, loopback (ranks share cores)"
         ax.set(title=title, xlabel="ranks", ylabel=f"time of {results.profile.ranks_size / 2**20:g} MiB, ms", ylim=(0, None))
         ax.set_xticks(many[where])
     if not drawn:
         return _nothing_timed(results)
     plots.note(figure, _where(results))
+    axes[1][1].plot([], [], color="0.4", linestyle=":", linewidth=1, label="model: bytes alone, at the link's rate (hosts)")
     plots.ours_and_paper_legend(axes[1][1], columns=3)
     return figure
 
