@@ -462,7 +462,7 @@ def test_the_main_thread_may_use_its_own_group_meanwhile():
 def after_an_error():
     """What the future of a wrong call and what was submitted after it say."""
     with Communicator() as communicator:
-        wrong = communicator.submit(allreduce, torch.zeros(2 + dist.get_rank()), "ring")
+        wrong = communicator.submit(allreduce, torch.zeros(2 + dist.get_rank()), "ring", timeout=2.0)
         told = []
         for wait in (wrong.result, lambda: communicator.submit(allreduce, torch.zeros(1), "ring").result()):
             try:

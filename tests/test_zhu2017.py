@@ -327,7 +327,7 @@ def test_exhibits_can_be_shown_before_anything_is_run(exhibit):
 def test_seeds_and_labels():
     """Seeds name the purpose, not the arm; progress lines name width, rule, normalisation, corpus and seed."""
     assert seed_for("zhu2017", 0, "weights") != seed_for("zhu2017", 0, "windows")
-    assert TINY.label() == "characters 2x8 static 0 NT on made, seed 0"
+    assert TINY.label() == "characters 2x8 static 0 NT on made, 8 by 10, rate 0.005, seed 0"
     assert dataclasses.replace(TINY, hidden=512).seconds() > TINY.seconds() > 0
     with pytest.raises(ReproError, match="normalisation"):
         dataclasses.replace(TINY, normalisation="T")

@@ -1,7 +1,8 @@
 """Text corpora as arrays of symbols, and their batches for truncated backpropagation through time.
 
 `ptb` is the Penn Treebank in Mikolov's form (10,000 words, rare ones already `<unk>`, one sentence a line), for words and for
-characters; `tinyshakespeare` is 1.1 M characters of plays; both must be fetched. `made` is a made text, nothing to fetch.
+characters; `tinyshakespeare` is 1.1 M characters of plays; both must be fetched. `made` is a made text in English, and
+`madelanguage` holds the sentences, one a line, of the language that `madepairs` translates into: nothing to fetch.
 A number from one says nothing about another: always name the corpus beside it.
 """
 
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from repro.datasets import madetext, registry
+from repro.datasets import madepairs, madetext, registry
 from repro.datasets.vocabulary import Vocabulary, by_frequency
 from repro.errors import ReproError, one_of
 
@@ -39,9 +40,9 @@ class TextCorpus:
 
 
 def load_characters(name: str, cache: Path | None = None, **options) -> TextCorpus:
-    """The corpus `name` ("ptb", "tinyshakespeare" or "made") by characters; a line of it ends in one newline symbol.
+    """The corpus `name` ("ptb", "tinyshakespeare", "made" or "madelanguage") by characters; a line ends in one newline symbol.
 
-    `cache`: the folder of fetched corpora. Options of "made": `size` ("smoke" | "laptop") and `seed`; the others have none.
+    `cache`: the folder of fetched corpora. Options of the made ones: `size` ("smoke" | "laptop") and `seed`; others have none.
     Raises ReproError for an unknown name or option, a corpus not fetched, an empty file or line, an unknown symbol.
     """
     one_of("character corpus", name, CHARACTERS)
@@ -60,14 +61,14 @@ def load_words(name: str, cache: Path | None = None, **options) -> TextCorpus:
 def text_identity(name: str, cache: Path | None = None, **options) -> dict:
     """What decides every symbol of the corpus (checksum, or generator version, size and seed), without loading it."""
     one_of("text corpus", name, CHARACTERS)
-    if name == "made":
-        return madetext.identity(**_known(name, options))
-    _known(name, options)
+    options = _known(name, options)
+    if name in MADE:
+        return MADE[name].identity(**options)
     return {"corpus": name, "content": registry.content(registry.locate(name, cache)), "rule": 1}
 
 
 def _known(name: str, options: dict) -> dict:
-    takes = madetext.OPTIONS if name == "made" else ()
+    takes = MADE[name].OPTIONS if name in MADE else ()
     for option in options:
         if option not in takes:
             valid = ", ".join(takes) or "no options"
@@ -162,6 +163,12 @@ def _made_characters(cache: Path | None, **options) -> TextCorpus:
     return _corpus("made", {split: made.text for split, made in madetext.load(**options).items()})
 
 
+def _made_language(cache: Path | None, **options) -> TextCorpus:
+    splits = madepairs.load(**options)
+    texts = {split: "".join(" ".join(target) + "\n" for _, target in pairs) for split, pairs in splits.items()}
+    return _corpus("madelanguage", texts)
+
+
 def _made_words(cache: Path | None, **options) -> TextCorpus:
     """Punctuation marks are words of their own."""
     texts = {split: made.text.replace("\n", f" {END} ") for split, made in madetext.load(**options).items()}
@@ -174,5 +181,11 @@ def _corpus(name: str, splits: dict[str, Sequence[str]]) -> TextCorpus:
     return TextCorpus(name, vocabulary, {split: np.array(vocabulary.encode(symbols)) for split, symbols in splits.items()})
 
 
-CHARACTERS = {"ptb": partial(_ptb, symbols=characters), "tinyshakespeare": _shakespeare, "made": _made_characters}
+MADE = {"made": madetext, "madelanguage": madepairs}
+CHARACTERS = {
+    "ptb": partial(_ptb, symbols=characters),
+    "tinyshakespeare": _shakespeare,
+    "made": _made_characters,
+    "madelanguage": _made_language,
+}
 WORDS = {"ptb": partial(_ptb, symbols=words), "made": _made_words}

@@ -9,7 +9,7 @@ from repro.gradients.gru import ThresholdedGRU
 from repro.gradients.linear import ThresholdedLinear, threshold_linears
 from repro.gradients.lstm import ThresholdedLSTM
 from repro.gradients.recording import CAUSES, LayerRecord, cosines, dense, dense_gradients, record
-from repro.gradients.thresholds import ByRate, HeldSparsity, PrintedSigned, RelativeRMS, Rule, Static, TopK
+from repro.gradients.thresholds import ByRate, HeldSparsity, PrintedSigned, RelativeRMS, Rounded, Rule, Static, TopK
 
 __all__ = [
     "CAUSES",
@@ -18,6 +18,7 @@ __all__ = [
     "LayerRecord",
     "PrintedSigned",
     "RelativeRMS",
+    "Rounded",
     "Rule",
     "Static",
     "ThresholdedGRU",

@@ -14,6 +14,7 @@ from repro.gradients import products, simd
 from repro.gradients.products import REVERSED, ROWS, A, C, Product
 from repro.gradients.recording import Site
 from repro.gradients.recurrent import Course, States
+from repro.gradients.thresholds import Static
 from repro.sparse.regions import BOUNDS, THREADS, entry, make_plan, region, run, thread_count
 from repro.sparse.simd import has_avx512
 
@@ -211,9 +212,12 @@ def forward(x: Tensor, h: States, c: States, w_ih: Tensor, w_hh: Tensor, bias: T
 def backward(
     d_out: Tensor, d_h: Tensor, d_c: Tensor, w_hh: Tensor, before_c: Tensor, gates: Tensor, tanh_c: Tensor, course, site
 ):
-    """(dnet (total, 4 hidden), whether its products had better skip zeros); d_h and d_c become those of the first states."""
+    """(dnet (total, 4 hidden), whether its products had better skip zeros); d_h and d_c become those of the first states.
+
+    Where a rule acts on the gradients of the weights alone, dnet is as it was formed, and `threshold` has to follow.
+    """
     batch, hidden = d_h.shape
-    rule, number = site.rule, site.number
+    rule, number = (Static(0.0), 0) if site.weights_only else (site.rule, site.number)
     dnet, counts = torch.empty_like(gates), np.zeros(batch, np.int64)
     d_out = d_out.contiguous()
     point, plan = _point(
@@ -247,6 +251,13 @@ def backward(
             _product_step(start, size, of_step, *times)
             kept += of_step
     return dnet, kept <= _DENSEST * dnet.numel()
+
+
+def threshold(dnet: Tensor, course: Course, site: Site) -> bool:
+    """Let the rule act on a dnet formed without it, step by step, in place; returns whether products had better skip zeros."""
+    for _, frames in reversed(course.steps()):
+        site.apply(dnet[frames])
+    return int(dnet.count_nonzero()) <= _DENSEST * dnet.numel()
 
 
 def _thresholded_step(start: int, size: int, gradient, dnet: Tensor, site: Site) -> int:

@@ -18,6 +18,9 @@ class ThresholdedLSTM(ThresholdedRNN, nn.LSTM):
     the gradients of the biases, the weights of a constant input. The forward pass and the path of dc are untouched. The rule
     is looked up in the backward pass. With threshold 0 the gradients are those of `nn.LSTM`.
 
+    `weights_only`: the thresholded dnet enters the gradients of the weights (dW, dU, biases) alone; dx and dh_{t-1} take dnet
+    as it was formed, so that what is removed at one step is missing at no other. For comparison: the paper does not do this.
+
     float32 and float64; half precision on accelerators only. Raises `ReproError` for proj_size, other numbers and wrong shapes.
     """
 
@@ -37,6 +40,7 @@ class ThresholdedLSTM(ThresholdedRNN, nn.LSTM):
         dtype=None,
         *,
         threshold=0.0,
+        weights_only: bool = False,
     ):
         if proj_size:
             raise ReproError(f"proj_size is {proj_size}: the paper's LSTM has no projection, leave it at 0")
@@ -44,6 +48,8 @@ class ThresholdedLSTM(ThresholdedRNN, nn.LSTM):
             input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device=device, dtype=dtype
         )
         self._begin(threshold)
+        for site in self.sites:
+            site.weights_only = weights_only
 
     def _run(self, x: Tensor, states: list[Tensor], weights: list[Tensor | None], course: Course, site: Site):
         return _Layer.apply(x, *states, *weights, course, site)
@@ -77,10 +83,12 @@ class _Layer(torch.autograd.Function):
         if ctx.compiled and ctx.site.record is None:
             dnet, sparse = compiled.backward(*steps)
             dx = compiled.input_gradient(dnet, w_ih, sparse) if wanted[0] else None
+            if ctx.site.weights_only:
+                sparse = compiled.threshold(dnet, ctx.course, ctx.site)
             found = compiled.weight_gradients(dnet, inputs, sparse)
         else:
-            dnet = _backward(*steps)
-            dx = dnet @ w_ih if wanted[0] else None
+            carried, dnet = _backward(*steps)
+            dx = carried @ w_ih if wanted[0] else None
             found = [dnet.t() @ part for part in inputs]
         found = iter(found)
         d_w, d_u = (next(found) if is_wanted else None for is_wanted in wanted[3:5])
@@ -104,19 +112,20 @@ def _forward(x, h: States, c: States, w_ih, w_hh, bias, course: Course) -> tuple
     return gates, tanh_c
 
 
-def _backward(d_out, d_h, d_c, w_hh, before_c, gates, tanh_c, course: Course, site: Site) -> Tensor:
-    """dnet (total, 4 hidden), in torch; d_h and d_c become those of the first states."""
-    dnet = torch.empty_like(gates)
+def _backward(d_out, d_h, d_c, w_hh, before_c, gates, tanh_c, course: Course, site: Site) -> tuple[Tensor, Tensor]:
+    """dnet (total, 4 hidden), carried back and of the weights, in torch; d_h and d_c become those of the first states."""
+    carried = torch.empty_like(gates)
+    dnet = torch.empty_like(gates) if site.weights_only else carried
     for t, frames in reversed(course.steps()):
         n = frames.stop - frames.start
         step = (d_h[:n] + d_out[frames], d_c[:n], gates[frames], before_c[frames], tanh_c[frames])
-        d_c[:n] = _step_gradients(*step, dnet[frames], t, site)
-        torch.mm(dnet[frames], w_hh, out=d_h[:n])
-    return dnet
+        d_c[:n] = _step_gradients(*step, carried[frames], dnet[frames], t, site)
+        torch.mm(carried[frames], w_hh, out=d_h[:n])
+    return carried, dnet
 
 
-def _step_gradients(dh, dc_next, gates, before_c, tanh_c, dnet, t: int, site: Site) -> Tensor:
-    """Write the thresholded dnet (n, 4 hidden) of one step; returns what flows on to c_{t-1}: dc f.
+def _step_gradients(dh, dc_next, gates, before_c, tanh_c, carried, dnet, t: int, site: Site) -> Tensor:
+    """Write `dnet` (n, 4 hidden) of one step, thresholded, and the one that is carried back; returns dc f, for c_{t-1}.
 
     dc = dh o (1 - tanh(c)^2) + dc_{t+1} f_{t+1} (the paper prints c_{t+1} for dc_{t+1}).
     """
@@ -125,7 +134,9 @@ def _step_gradients(dh, dc_next, gates, before_c, tanh_c, dnet, t: int, site: Si
     arriving = torch.stack((dc, dc, dc, dh), 1)
     factors = torch.stack((g, before_c, i, tanh_c), 1)
     derivatives = torch.stack((i * (1 - i), f * (1 - f), 1 - g * g, o * (1 - o)), 1)
-    torch.mul(arriving * factors, derivatives, out=dnet.unflatten(1, (4, -1)))
+    torch.mul(arriving * factors, derivatives, out=carried.unflatten(1, (4, -1)))
+    if site.weights_only:
+        dnet.copy_(carried)
     before = None if site.record is None else dnet.clone()
     site.apply(dnet)
     if before is not None:

@@ -17,11 +17,15 @@ CAUSES = ("saturated", "arriving", "factor", "underflow", "threshold")
 
 
 class Site:
-    """One layer and direction on whose gradient a rule acts. `name`: "l0", "l0_reverse", ... as in the names of parameters."""
+    """One layer and direction on whose gradient a rule acts. `name`: "l0", "l0_reverse", ... as in the names of parameters.
+
+    `weights_only`: of an LSTM, the rule acts on the dnet of the weights' gradients alone; see `ThresholdedLSTM`.
+    """
 
     def __init__(self, name: str, rule: Rule):
         self.name = name
         self.rule, self.number = rule, rule.new_site()
+        self.weights_only = False
         self.record: LayerRecord | None = None
 
     def apply(self, dnet: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 A rule is called with the dnet of one time step, (batch, gates * hidden), or of a whole sequence, and zeroes entries in place.
 A static t is an absolute number: it means something else for every normalisation of the loss (mean over batch and time, or
 over the batch alone: a factor of the sequence length). `RelativeRMS`, `TopK`, `HeldSparsity` and `ByRate` do not depend on it.
+`Rounded` puts dnet into the numbers of a smaller format before another rule acts.
 """
 
 import math
@@ -221,3 +222,31 @@ class ByRate(Rule):
 
     def __repr__(self) -> str:
         return f"ByRate({self.factor:g})"
+
+
+class Rounded(Rule):
+    """Every entry of dnet is rounded to a half-precision number where it is formed; then another rule acts, or a number t.
+
+    dnet stays in its own format, as do the products: what is shown is what the format does to the numbers of dnet.
+    bfloat16 has the range of float32 and 8 significant bits; float16 has 11, and all that is at most 2^-25 = 3e-8 becomes 0.
+    """
+
+    def __init__(self, threshold: float | Rule, dtype: torch.dtype):
+        if dtype not in (torch.bfloat16, torch.float16):
+            raise ReproError(f"dtype of Rounded is {dtype}: it must be torch.bfloat16 or torch.float16")
+        self.rule, self.dtype = as_rule(threshold), dtype
+
+    def new_site(self) -> int:
+        return self.rule.new_site()
+
+    def __call__(self, dnet, site=0):
+        return self.rule(dnet.copy_(dnet.to(self.dtype)), site)
+
+    def state_dict(self) -> dict:
+        return self.rule.state_dict()
+
+    def load_state_dict(self, state: dict) -> None:
+        self.rule.load_state_dict(state)
+
+    def __repr__(self) -> str:
+        return f"Rounded({self.rule!r}, {self.dtype})"

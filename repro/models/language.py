@@ -57,12 +57,17 @@ class LanguageModel(nn.Module):
             self.decoder.weight = self.embedding.weight
 
     def forward(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        x, carried = self.decoder_input(tokens, state)
+        return self.decoder(x), carried
+
+    def decoder_input(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """What the decoder makes logits of, (T, B, hidden), and the state."""
         x = self.embedding(tokens)
         carried = []
         for layer, before in zip(self.layers, state or [None] * len(self.layers), strict=True):
             x, after = layer(self.dropout(x), before)
             carried.append(after)
-        return self.decoder(self.dropout(x)), carried
+        return self.dropout(x), carried
 
 
 def detach(state: State) -> State:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, ClassVar
 
 from repro.engine import Context, Outcome, Trial, seed_for
@@ -13,16 +15,19 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor, nn
 
+    from repro.datasets.text import TextCorpus
     from repro.gradients import Rule
 
 NORMALISATIONS = ("NT", "N")
-RULES = ("static", "held", "rms", "rate", "top")
+RULES = ("static", "held", "rms", "rate", "top", "columns")
+CELLS = ("lstm", "gru")
+PRECISIONS = ("float32", "bfloat16", "float16")
 
 # At these shares of training the dense arms are looked at: early, the paper's 10 %, one step of Figure 3, the end.
 SNAPSHOTS = (0.005, 0.1, 0.5, 1.0)
 ONE_STEP = (0.0, *(10 ** (k / 2) for k in range(-20, -3)))  # thresholds of one step: half decades
 PRINTED = 1e-6  # at which the rule as printed, without bars, is tried
-QUANTILE = 0.8  # of |dnet|, where the causes are asked for
+QUANTILE = 0.8  # of |dnet|, where the causes are asked for; the share of zeros of one step under variants of the method
 
 HALVING = 5  # passes over the text after which torch-rnn halves its learning rate
 MACHINE = (8, 32, 16)  # lanes, width and scanned entries of the simulated accelerator
@@ -38,9 +43,11 @@ class CharacterTrial(Trial):
     time and averaged over the batch as in char-rnn. Adam is blind to the scale of the gradient (but for its epsilon), so that
     the two differ in what a threshold means and in little else.
 
-    `rule` and `value`: "static" t; "held" or "top", wanted share of zeros; "rms", t over the root mean square of dnet; "rate",
-    t over gradient norm / learning rate. `steps`: updates; of `measurements` of them, evenly spread, all zeros are counted.
-    `replicate` seeds weights and windows alike for all arms (paired).
+    `rule` and `value`: "static" t; "held" or "top", wanted share of zeros; "columns", wanted share of whole columns; "rms",
+    t over the root mean square of dnet; "rate", t over gradient norm / learning rate. `weights_only`: it acts in the gradients
+    of the weights alone. `precision`: to which numbers dnet is rounded where it is formed. `steps`: updates; of `measurements`
+    of them, evenly spread, all zeros are counted. `snapshots`: shares of training at which a dense arm in float32 is looked
+    at. `replicate` seeds weights and windows alike for all arms (paired).
     """
 
     study: ClassVar[str] = "zhu2017"
@@ -51,6 +58,7 @@ class CharacterTrial(Trial):
     replicate: int = 0
     hidden: int
     layers: int = 3
+    cell: str = "lstm"
     length: int = 100
     batch: int
     steps: int
@@ -58,13 +66,20 @@ class CharacterTrial(Trial):
     normalisation: str = "NT"
     rule: str = "static"
     value: float = 0.0
+    weights_only: bool = False
+    precision: str = "float32"
     evaluations: int = 20
     measurements: int = 20
+    snapshots: tuple[float, ...] = SNAPSHOTS
 
     def __post_init__(self):
         super().__post_init__()
         one_of("normalisation", self.normalisation, NORMALISATIONS)
         one_of("rule", self.rule, RULES)
+        one_of("cell", self.cell, CELLS)
+        one_of("precision", self.precision, PRECISIONS)
+        if self.weights_only and self.cell != "lstm":
+            raise ReproError(f"weights_only with cell {self.cell!r}: only the LSTM can keep the rule to the weights' gradients")
         if not 1 <= self.evaluations <= self.steps:
             raise ReproError(
                 f"{self.evaluations} evaluations in {self.steps} steps: there must be at least 1, at most one a step"
@@ -72,44 +87,34 @@ class CharacterTrial(Trial):
 
     @property
     def dense(self) -> bool:
-        return self.rule == "static" and self.value == 0
+        return self.rule == "static" and self.value == 0 and self.precision == "float32"
 
     def seconds(self) -> float:
         """Fitted by eye to runs on one core; only plans and progress bars depend on it."""
-        macs = self.batch * self.length * self.layers * 24 * self.hidden**2
-        rule = {"top": 2.0, "rms": 1.5, "rate": 1.0, "held": 1.1, "static": 1.0}[self.rule]
-        measured = self.measurements * self.layers * self.length * 4e-4 + 4 * self.dense
-        return 2 + self.steps * macs / 3e10 * rule * 1.2 + measured
+        cells = self.layers * self.length  # one after the other, in every step
+        reads = self.rule in ("top", "rms", "columns") or self.precision != "float32" or self.weights_only
+        each = 2.5e-4 if self.cell == "gru" else 1e-4 if self.hidden < 64 else 5e-5 if reads else 1e-5
+        step = cells * (each + 24 * self.batch * self.hidden**2 / 5e10)
+        measured = self.measurements * cells * (1e-4 + self.batch * self.hidden * 1.6e-7)
+        evaluated = (self.evaluations + 1) * self.layers * self.hidden**2 * 6e-6
+        return 0.3 + (self.steps + 60 * self.dense * len(self.snapshots)) * step + measured + evaluated
 
     def label(self) -> str:
+        variant = " GRU" * (self.cell == "gru") + f" {self.precision}" * (self.precision != "float32")
+        rule = f"{self.rule} {self.value:g}" + " in dW alone" * self.weights_only
         return (
-            f"characters {self.layers}x{self.hidden} {self.rule} {self.value:g} {self.normalisation} on {self.corpus}, "
-            f"seed {self.replicate}"
+            f"characters {self.layers}x{self.hidden}{variant} {rule} {self.normalisation} on {self.corpus}, "
+            f"{self.batch} by {self.length}, rate {self.learning_rate:g}, seed {self.replicate}"
         )
 
     def run(self, context: Context) -> Outcome:
-        import torch
-
-        from repro.datasets.text import contiguous_batches, load_characters
-        from repro.gradients import ThresholdedLSTM
-        from repro.models.language import LanguageModel, mean_loss
+        from repro.datasets.text import contiguous_batches
+        from repro.models.language import mean_loss
         from repro.training import Diverged, fit
 
-        options = {"size": self.corpus_size} if self.corpus_size else {}
-        corpus = load_characters(self.corpus, **options)
-        rule = self._rule()
-        torch.manual_seed(seed_for(self.study, self.replicate, "weights"))
-        model = LanguageModel(
-            len(corpus.vocabulary),
-            self.hidden,
-            self.hidden,
-            self.layers,
-            recurrent=lambda inputs, hidden: ThresholdedLSTM(inputs, hidden, threshold=rule),
-        )
-        _forget_bias_1(model)
-        optimizer = torch.optim.Adam(model.parameters(), self.learning_rate)
-        windows = Windows(corpus.splits["train"], self.batch, self.length, seed_for(self.study, self.replicate, "windows"))
-        course = _Course(self, model, optimizer, rule, windows)
+        corpus = characters(self.corpus, self.corpus_size)
+        course = self.course()
+        model = course.model
         held_out = {
             split: list(contiguous_batches(corpus.splits[split], self.batch, self.length)) for split in ("validation", "test")
         }
@@ -117,7 +122,7 @@ class CharacterTrial(Trial):
         try:
             history = fit(
                 model,
-                optimizer,
+                course.optimizer,
                 lambda epoch: range(bounds[epoch - 1], bounds[epoch]),
                 course.loss,
                 epochs=self.evaluations,
@@ -137,26 +142,62 @@ class CharacterTrial(Trial):
             "test_loss": test,
             "test_bits": test / math.log(2),
             "symbols": len(corpus.vocabulary),
-            "passes": self.steps / windows.each_pass,
+            "passes": self.steps / course.windows.each_pass,
             "parameters": sum(p.numel() for p in model.parameters()),
         }
         return Outcome(metrics, curves)
 
+    def course(self) -> Course:
+        """The training before its first step."""
+        import torch
+
+        from repro.models.language import LanguageModel
+
+        corpus, rule = characters(self.corpus, self.corpus_size), self._rule()
+        torch.manual_seed(seed_for(self.study, self.replicate, "weights"))
+        model = LanguageModel(len(corpus.vocabulary), self.hidden, self.hidden, self.layers, recurrent=self._layer(rule))
+        if self.cell == "lstm":
+            _forget_bias_1(model)
+        optimizer = torch.optim.Adam(model.parameters(), self.learning_rate)
+        windows = Windows(corpus.splits["train"], self.batch, self.length, seed_for(self.study, self.replicate, "windows"))
+        return Course(self, model, optimizer, rule, windows)
+
     def _rule(self) -> Rule:
         from repro.gradients import ByRate, HeldSparsity, RelativeRMS, Static, TopK
+        from repro.gradients.structured import ColumnTopK
 
-        kinds = {"static": Static, "held": HeldSparsity, "rms": RelativeRMS, "rate": ByRate, "top": TopK}
+        kinds = {"static": Static, "held": HeldSparsity, "rms": RelativeRMS, "rate": ByRate, "top": TopK, "columns": ColumnTopK}
         return kinds[self.rule](self.value)
+
+    def _layer(self, rule: Rule) -> Callable[[int, int], nn.Module]:
+        """What makes a recurrent layer of so many inputs and units."""
+        import torch
+
+        from repro.gradients import Rounded, ThresholdedGRU, ThresholdedLSTM
+
+        if self.precision != "float32":
+            rule = Rounded(rule, getattr(torch, self.precision))
+        if self.cell == "gru":
+            return partial(ThresholdedGRU, threshold=rule)
+        return partial(ThresholdedLSTM, threshold=rule, weights_only=self.weights_only)
 
     def items(self) -> int:
         """By how much the summed loss of a batch is divided."""
         return self.batch * (self.length if self.normalisation == "NT" else 1)
 
-    def _curves(self, history: list[dict], course: _Course) -> dict[str, dict[str, list]]:
+    def _curves(self, history: list[dict], course: Course) -> dict[str, dict[str, list]]:
         per_symbol = self.items() / (self.batch * self.length)
         rows = [row | {"train_loss": row["train_loss"] * per_symbol} for row in history]
         names = ("step", "train_loss", "validation_loss", "seconds")
         return {"evaluations": {name: [row[name] for row in rows] for name in names}} | course.curves()
+
+
+@lru_cache(maxsize=2)
+def characters(name: str, size: str | None = None) -> TextCorpus:
+    """A corpus by characters, kept for the next trial of this process: hundreds of short ones train on one text."""
+    from repro.datasets.text import load_characters
+
+    return load_characters(name, **({"size": size} if size else {}))
 
 
 class Windows:
@@ -189,7 +230,7 @@ class Windows:
         return step % self.each_pass == 0
 
 
-class _Course:
+class Course:
     """What happens around the steps of a training: state is carried, steps are measured, the rate falls, rules are told."""
 
     def __init__(self, trial: CharacterTrial, model: nn.Module, optimizer, rule: Rule, windows: Windows):
@@ -225,7 +266,7 @@ class _Course:
         """At a snapshot of a dense arm: one step on the weights before this update, on the batch that comes next."""
         if not self.trial.dense:
             return
-        for share in SNAPSHOTS:
+        for share in self.trial.snapshots:
             if step == round(share * self.trial.steps):
                 self.snapshots.add(share, self.model, lambda: self._summed_loss(step)[0] / self.trial.items())
 
@@ -261,29 +302,36 @@ class _Snapshots:
         self.curves: dict[str, dict[str, list]] = {}
 
     def add(self, training: float, model: nn.Module, loss) -> None:
-        from repro.studies.probing import GATES, probe, single_step
+        from repro.studies.probing import SingleStep, probe
 
-        self._extend("single", training, single_step(model, loss, ONE_STEP, PRINTED))
+        step = SingleStep(model, loss)
+        self._extend("single", training, step.thresholds(ONE_STEP, PRINTED))
+        self._extend("variants", training, step.variants(QUANTILE))
         found = probe(model, loss)
         self._extend(
             "activations",
             training,
-            {"gate": list(GATES), "zeros": found.exact_zeros.tolist(), "entries": [found.activations] * len(GATES)},
+            {
+                "gate": list(found.gates),
+                "zeros": found.exact_zeros.tolist(),
+                "entries": [found.activations] * len(found.gates),
+            },
         )
         bins = found.histograms.shape[1]
         self._extend(
             "histograms",
             training,
             {
-                "gate": [gate for gate in GATES for _ in range(bins)],
-                "bin": list(range(bins)) * len(GATES),
+                "gate": [gate for gate in found.gates for _ in range(bins)],
+                "bin": list(range(bins)) * len(found.gates),
                 "count": found.histograms.long().flatten().tolist(),
             },
         )
         below, lifted = found.lifted(QUANTILE)
         derivative, arriving = found.variance_shares()
-        shares = {"below": [below], "lifted": [lifted], "derivative_share": [derivative], "arriving_share": [arriving]}
-        self._extend("causes", training, shares)
+        shares = {"t": found.quantile(QUANTILE), "below": below, "lifted": lifted}
+        shares |= {"derivative_share": derivative, "arriving_share": arriving}
+        self._extend("causes", training, {name: [share] for name, share in shares.items()})
 
     def _extend(self, name: str, training: float, columns: dict[str, list]) -> None:
         curve = self.curves.setdefault(name, {column: [] for column in ("training", *columns)})

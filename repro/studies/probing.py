@@ -9,29 +9,51 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from repro.gradients import CAUSES, LayerRecord, Static, ThresholdedLSTM, cosines, dense_gradients
-from repro.gradients.accelerator import Accelerator, simulate, structured_sparsity, total
+from repro.gradients import (
+    CAUSES,
+    LayerRecord,
+    PrintedSigned,
+    Rounded,
+    Rule,
+    Static,
+    ThresholdedLSTM,
+    TopK,
+    cosines,
+    dense_gradients,
+)
+from repro.gradients.accelerator import Accelerator, simulate, total
 from repro.gradients.recording import Site
+from repro.gradients.recurrent import ThresholdedRNN
 
 GATES = ThresholdedLSTM.gate_names
-LARGEST_DERIVATIVE = {"i": 0.25, "f": 0.25, "g": 1.0, "o": 0.25}  # of a sigmoid at 0, of tanh at 0
+# Of a sigmoid at 0, of tanh at 0.
+LARGEST_DERIVATIVE = {"i": 0.25, "f": 0.25, "g": 1.0, "o": 0.25} | {"r": 0.25, "z": 0.25, "n": 1.0}
 
 Columns = dict[str, list]
 
 
+def _layers(model: nn.Module) -> list[ThresholdedRNN]:
+    return [module for module in model.modules() if isinstance(module, ThresholdedRNN)]
+
+
 def sites(model: nn.Module) -> list[Site]:
-    """The layers of a model on whose gradients a rule acts, the lowest first."""
-    return [site for module in model.modules() if isinstance(module, ThresholdedLSTM) for site in module.sites]
+    """The recurrent layers of a model on whose gradients a rule acts, the lowest first."""
+    return [site for module in _layers(model) for site in module.sites]
 
 
-def lstm_weights(model: nn.Module) -> list[str]:
-    """The names of W and U of all LSTM layers, without biases."""
+def gate_names(model: nn.Module) -> tuple[str, ...]:
+    """The gates of the recurrent layers: i, f, g, o of an LSTM; r, z, n of a GRU."""
+    return _layers(model)[0].gate_names
+
+
+def recurrent_weights(model: nn.Module) -> list[str]:
+    """The names of W and U of all recurrent layers, without biases."""
     return [name for name, _ in model.named_parameters() if "weight_ih" in name or "weight_hh" in name]
 
 
 @dataclass
 class MaskedRecord(LayerRecord):
-    """A `LayerRecord` that also keeps, of each step of one backward pass, which entries are not zero, (batch, 4 hidden)."""
+    """A `LayerRecord` that also keeps, of each step of one backward pass, which entries are not zero, (batch, gates hidden)."""
 
     masks: list[Tensor] = field(default_factory=list)
 
@@ -40,7 +62,7 @@ class MaskedRecord(LayerRecord):
         self.masks.append((kept != 0).flatten(1))
 
     def mask(self) -> Tensor:
-        """(T, batch, 4 hidden); the backward pass went from the last step to the first."""
+        """(T, batch, gates hidden); the backward pass went from the last step to the first."""
         return torch.stack(self.masks[::-1])
 
 
@@ -49,13 +71,16 @@ class Meter:
 
     `columns`, a row for each measured step and layer: `entries` of dnet and how many are zero, by cause; `columns` of dnet (one
     cell, gate and time step) and how many are zero for the whole minibatch; cycles of the layer's training step on `machine`,
-    `dense_cycles` without skipping and `simulated_cycles` with the very zeros of this step.
+    `dense_cycles` without skipping and `simulated_cycles` with the very zeros of this step. Cycles are None of what the model
+    of the machine does not know: a GRU, and a rule in the weights' gradients alone.
     """
 
     NAMES = ("step", "layer", "entries", *CAUSES, "columns", "zero_columns", "dense_cycles", "simulated_cycles")
 
     def __init__(self, model: nn.Module, machine: Accelerator, steps: set[int]):
-        self.sites, self.machine, self.steps = sites(model), machine, steps
+        self.sites, self.gates, self.steps = sites(model), gate_names(model), steps
+        known = self.gates == GATES and not any(site.weights_only for site in self.sites)
+        self.machine = machine if known else None
         self.columns: Columns = {name: [] for name in self.NAMES}
         self._step: int | None = None
 
@@ -63,7 +88,7 @@ class Meter:
         if step in self.steps:
             self._step = step
             for site in self.sites:
-                site.record = MaskedRecord(GATES)
+                site.record = MaskedRecord(self.gates)
 
     def end(self) -> None:
         if self._step is None:
@@ -83,25 +108,34 @@ class Meter:
 
 
 def _counts(record: LayerRecord) -> list[int]:
-    return [sum(record.totals) * len(GATES), *torch.stack(record.zeros).sum((0, 1)).tolist()]
+    return [sum(record.totals) * len(record.gates), *torch.stack(record.zeros).sum((0, 1)).tolist()]
 
 
-def _hardware(record: MaskedRecord, machine: Accelerator) -> tuple[int, int, int, int]:
+def _hardware(record: MaskedRecord, machine: Accelerator | None) -> tuple[int, int, int | None, int | None]:
     mask = record.mask().numpy()
     steps, _, gates = mask.shape
+    zero = int((~mask.any(1)).sum())
+    if machine is None:
+        return steps * gates, zero, None, None
     cycles = total(simulate(mask, gates // 4, machine).values())  # the embedding is as wide as the layers
-    zero = round(structured_sparsity(mask) * steps * gates)
     return steps * gates, zero, cycles.dense, cycles.simulated
 
 
-class _Counted(Static):
-    """A static threshold that counts what it leaves."""
+class _Counted(Rule):
+    """Another rule that has no feedback, and counts of what it leaves."""
 
     feedback = True
 
-    def __init__(self, t: float, signed: bool = False):
-        super().__init__(t)
-        self.signed, self.kept, self.total = signed, 0, 0
+    def __init__(self, rule: Rule):
+        self.rule, self.signed, self.kept, self.total = rule, rule.signed, 0, 0
+
+    def known(self, site=0):
+        return self.rule.known(site)
+
+    def __call__(self, dnet, site=0):
+        self.rule(dnet, site)
+        self.observe(site, int(dnet.count_nonzero()), dnet.numel(), dnet.numel())
+        return dnet
 
     def observe(self, site, kept, alive, total):
         self.kept += kept
@@ -109,50 +143,77 @@ class _Counted(Static):
 
 
 @contextmanager
-def _under(model: nn.Module, rule: Static) -> Iterator[None]:
+def _under(model: nn.Module, rule: Rule, weights_only: bool) -> Iterator[None]:
     """Another rule for all layers within the block."""
     found = sites(model)
-    before = [(site.rule, site.number) for site in found]
+    before = [(site.rule, site.number, site.weights_only) for site in found]
     for site in found:
-        site.rule, site.number = rule, rule.new_site()
+        site.rule, site.number, site.weights_only = rule, rule.new_site(), weights_only
     try:
         yield
     finally:
-        for site, (own, number) in zip(found, before, strict=True):
-            site.rule, site.number = own, number
+        for site, own in zip(found, before, strict=True):
+            site.rule, site.number, site.weights_only = own
 
 
-def single_step(model: nn.Module, loss: Callable[[], Tensor], thresholds: tuple[float, ...], printed: float) -> Columns:
-    """Figure 3: the same batch and weights under each t, and under the printed signed rule at t = `printed`.
+class SingleStep:
+    """One batch and the weights of a dense model, whose gradient is taken under one rule after the other.
 
-    `loss()`: the normalised loss of the batch, whose gradient is taken. A row each: `rule` ("static" or "printed"), `t`,
-    `entries` of dnet, `zeros` among them, and `cosine` of W and U of all LSTM layers with their dense gradient. Gradients
-    are left cleared.
+    `loss()`: the normalised loss of the batch.
     """
-    value = loss()
-    dense = dense_gradients(model, value)
-    reference = {name: dense[name] for name in lstm_weights(model)}
-    columns: Columns = {name: [] for name in ("rule", "t", "entries", "zeros", "cosine")}
-    for name, t in [*(("static", t) for t in thresholds), ("printed", printed)]:
-        rule = _Counted(t, signed=name == "printed")
-        model.zero_grad()
-        with _under(model, rule):
-            value.backward(retain_graph=True)
-        row = (name, t, rule.total, rule.total - rule.kept, cosines(model, reference)["all"])
-        for column, found in zip(columns.values(), row, strict=True):
-            column.append(found)
-    model.zero_grad()
-    return columns
+
+    def __init__(self, model: nn.Module, loss: Callable[[], Tensor]):
+        self.model, self.loss = model, loss()
+        dense = dense_gradients(model, self.loss)
+        self.reference = {name: dense[name] for name in recurrent_weights(model)}
+
+    def under(self, rule: Rule, weights_only: bool = False) -> tuple[int, int, float]:
+        """Entries of dnet, zeros among them, and the cosine of W and U of all layers with their dense gradient.
+
+        Gradients are left cleared.
+        """
+        counted = _Counted(rule)
+        self.model.zero_grad()
+        with _under(self.model, counted, weights_only):
+            self.loss.backward(retain_graph=True)
+        cosine = cosines(self.model, self.reference)["all"]
+        self.model.zero_grad()
+        return counted.total, counted.total - counted.kept, cosine
+
+    def thresholds(self, thresholds: tuple[float, ...], printed: float) -> Columns:
+        """Figure 3: a row for each static t, and one for the printed signed rule at t = `printed`."""
+        rows = [("static", t, *self.under(Static(t))) for t in thresholds]
+        rows.append(("printed", printed, *self.under(PrintedSigned(printed))))
+        return _columns(("rule", "t", "entries", "zeros", "cosine"), rows)
+
+    def variants(self, sparsity: float) -> Columns:
+        """A row for dnet rounded to each format, without a threshold, and for the smallest entries of each dnet set to zero.
+
+        `sparsity`: their share, once everywhere ("top") and, of an LSTM, in the weights' gradients alone ("top, weights").
+        """
+        rows = [
+            ("bfloat16", *self.under(Rounded(0.0, torch.bfloat16))),
+            ("float16", *self.under(Rounded(0.0, torch.float16))),
+            ("top", *self.under(TopK(sparsity))),
+        ]
+        if gate_names(self.model) == GATES:
+            rows.append(("top, weights", *self.under(TopK(sparsity), weights_only=True)))
+        return _columns(("variant", "entries", "zeros", "cosine"), rows)
+
+
+def _columns(names: tuple[str, ...], rows: list[tuple]) -> Columns:
+    return {name: list(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
 
 
 class DenseProbe:
     """Stands in for the records of all layers in one dense step: activations (Figure 2), and what makes entries small."""
 
-    def __init__(self):
-        self._gates = LayerRecord(GATES)
-        self.exact_zeros = torch.zeros(len(GATES), dtype=torch.long)
+    def __init__(self, gates: tuple[str, ...] = GATES):
+        self.gates = gates
+        self._gates = LayerRecord(gates)
+        self.exact_zeros = torch.zeros(len(gates), dtype=torch.long)
         self.activations = 0  # of each gate
-        self._largest = torch.tensor([LARGEST_DERIVATIVE[gate] for gate in GATES])[:, None]
+        self._largest = torch.tensor([LARGEST_DERIVATIVE[gate] for gate in gates])[:, None]
         self._magnitudes: list[Tensor] = []
         self._possible: list[Tensor] = []
         self._sums = torch.zeros(7, dtype=torch.float64)
@@ -175,10 +236,14 @@ class DenseProbe:
         """(gates, bins) counts."""
         return self._gates.histograms
 
+    def quantile(self, sparsity: float) -> float:
+        """The t below or at which a share `sparsity` of all entries of |dnet| lies."""
+        magnitudes = torch.cat(self._magnitudes)
+        return float(magnitudes.kthvalue(max(1, round(sparsity * len(magnitudes)))).values)
+
     def lifted(self, sparsity: float) -> tuple[int, int]:
-        """Entries below t, the `sparsity` quantile of |dnet|, and those of them the largest derivative would lift above."""
-        magnitudes, possible = torch.cat(self._magnitudes), torch.cat(self._possible)
-        t = magnitudes.kthvalue(max(1, round(sparsity * len(magnitudes)))).values
+        """Entries up to t, the `sparsity` quantile of |dnet|, and those of them the largest derivative would lift above."""
+        magnitudes, possible, t = torch.cat(self._magnitudes), torch.cat(self._possible), self.quantile(sparsity)
         below = magnitudes <= t
         return int(below.sum()), int((below & (possible > t)).sum())
 
@@ -193,7 +258,7 @@ class DenseProbe:
 
 def probe(model: nn.Module, loss: Callable[[], Tensor]) -> DenseProbe:
     """One dense step of a model without a threshold. Gradients are left cleared."""
-    found = DenseProbe()
+    found = DenseProbe(gate_names(model))
     for site in sites(model):
         site.record = found
     try:

@@ -6,12 +6,29 @@ from dataclasses import dataclass, replace
 
 from repro.studies.base import Arms, check_ranges
 from repro.studies.gates import CharacterTrial
+from repro.studies.sentences import SentenceSizes
+from repro.studies.words import MEDIUM, SMALL, WordRecipe, WordSizes
 
 NT, N = "NT", "N"
 
 # The paper's thresholds. At 1e-8 it shows one step only; the claims choose among all of them.
 THRESHOLDS = {NT: (0.0, 1e-8, 1e-7, 1e-6, 1e-5), N: (0.0, 1e-7, 1e-6, 1e-5)}
 HELD = {NT: (0.8, 0.9, 0.95), N: (0.8, 0.9)}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What is varied around the main model, one at a time (`sensitivity`), and what is combined (`recipe`).
+
+    `rates` and `batches` rise, from the main model's rate and to its batch.
+    """
+
+    layers: tuple[int, ...]
+    cells: tuple[int, ...]
+    lengths: tuple[int, ...]
+    corpora: tuple[str, ...]
+    rates: tuple[float, ...]
+    batches: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -32,6 +49,20 @@ class Profile:
     measurements: int
     rms: float
     rate: float
+    translation: SentenceSizes
+    translation_hidden: int
+    translation_steps: int
+    captioning: SentenceSizes
+    captioning_hidden: int
+    captioning_steps: int
+    words: WordSizes
+    gru_steps: int
+    transformer_steps: int
+    transformer_rate: float
+    multitask_steps: int
+    grid: Grid
+    sensitivity_steps: int
+    recipe_steps: int
 
     def __post_init__(self):
         check_ranges(self, RANGES)
@@ -50,7 +81,50 @@ RANGES = (
     ("measurements", 10, 1000),
     ("rms", 0.0, 1000.0),
     ("rate", 0.0, 1.0),
+    ("translation_hidden", 1, 4096),
+    ("translation_steps", 20, 1_000_000),
+    ("captioning_hidden", 1, 4096),
+    ("captioning_steps", 20, 1_000_000),
+    ("gru_steps", 20, 1_000_000),
+    ("transformer_steps", 20, 1_000_000),
+    ("transformer_rate", 1e-6, 1.0),
+    ("multitask_steps", 20, 1_000_000),
+    ("sensitivity_steps", 10, 1_000_000),
+    ("recipe_steps", 10, 1_000_000),
 )
+
+MADE_SENTENCES = SentenceSizes(
+    corpus="made",
+    corpus_size="laptop",
+    embedding=64,
+    layers=1,
+    dropout=0.0,
+    batch=32,
+    learning_rate=5e-3,
+    evaluations=10,
+    measurements=20,
+)
+# The sizes of the first notebook of github.com/bentrevett/pytorch-seq2seq, a small model of Sutskever et al.'s on this corpus.
+MULTI30K = SentenceSizes(
+    corpus="multi30k",
+    corpus_size="",
+    embedding=256,
+    layers=2,
+    dropout=0.5,
+    batch=128,
+    learning_rate=1e-3,
+    evaluations=20,
+    measurements=100,
+)
+# Zaremba et al.'s set-ups for a text with a fortieth of the words and a thirtieth of the vocabulary.
+MADE_WORDS = WordSizes(
+    corpus="made",
+    corpus_size="laptop",
+    small=WordRecipe(hidden=64, length=20, epochs=4, constant_epochs=2, decay=2.0, bound=0.1, dropout=0.0),
+    medium=WordRecipe(hidden=64, length=35, epochs=6, constant_epochs=4, decay=1.2, bound=0.05, dropout=0.5),
+)
+TINY_WORDS = WordRecipe(hidden=16, length=10, epochs=2, constant_epochs=1, decay=2.0, bound=0.1, dropout=0.0)
+SMOKE_SENTENCES = {"corpus_size": "smoke", "embedding": 16, "batch": 16, "evaluations": 4, "measurements": 10}
 
 LAPTOP = Profile(
     name="laptop",
@@ -67,6 +141,27 @@ LAPTOP = Profile(
     measurements=20,
     rms=0.25,
     rate=1e-8,
+    translation=MADE_SENTENCES,
+    translation_hidden=128,
+    translation_steps=500,
+    captioning=MADE_SENTENCES,
+    captioning_hidden=128,
+    captioning_steps=600,
+    words=MADE_WORDS,
+    gru_steps=120,
+    transformer_steps=200,
+    transformer_rate=1e-3,
+    multitask_steps=250,
+    grid=Grid(
+        layers=(2, 3, 6, 9),
+        cells=(32, 64, 128),
+        lengths=(25, 50, 100),
+        corpora=("made", "madelanguage"),
+        rates=(2e-3, 8e-3),
+        batches=(4, 16),
+    ),
+    sensitivity_steps=120,
+    recipe_steps=100,
 )
 
 PROFILES = {
@@ -82,6 +177,26 @@ PROFILES = {
         learning_rate=5e-3,
         evaluations=4,
         measurements=10,
+        translation=replace(MADE_SENTENCES, **SMOKE_SENTENCES),
+        translation_hidden=16,
+        translation_steps=20,
+        captioning=replace(MADE_SENTENCES, **SMOKE_SENTENCES),
+        captioning_hidden=16,
+        captioning_steps=20,
+        words=WordSizes(corpus="made", corpus_size="smoke", small=TINY_WORDS, medium=replace(TINY_WORDS, dropout=0.5)),
+        gru_steps=20,
+        transformer_steps=20,
+        multitask_steps=20,
+        grid=Grid(
+            layers=(2, 3),
+            cells=(8, 16),
+            lengths=(10, 25),
+            corpora=("made", "madelanguage"),
+            rates=(5e-3, 2e-2),
+            batches=(4, 8),
+        ),
+        sensitivity_steps=10,
+        recipe_steps=10,
     ),
     "laptop": LAPTOP,
     "paper": replace(
@@ -95,37 +210,63 @@ PROFILES = {
         steps=4000,
         evaluations=40,
         measurements=100,
+        translation=MULTI30K,
+        translation_hidden=512,
+        translation_steps=2270,
+        captioning=replace(
+            MADE_SENTENCES, embedding=512, dropout=0.3, batch=64, learning_rate=1e-3, evaluations=20, measurements=100
+        ),
+        captioning_hidden=512,
+        captioning_steps=1570,
+        words=WordSizes(corpus="ptb", corpus_size="", small=SMALL, medium=MEDIUM),
+        gru_steps=4000,
+        transformer_steps=4000,
+        multitask_steps=4000,
+        grid=Grid(
+            layers=(2, 3, 6, 9),
+            cells=(128, 256, 512),
+            lengths=(25, 50, 100),
+            corpora=("tinyshakespeare", "ptb"),
+            rates=(2e-3, 8e-3),
+            batches=(10, 50),
+        ),
+        sensitivity_steps=400,
+        recipe_steps=400,
     ),
+}
+
+
+CORPORA = {
+    "made": "made text",
+    "madelanguage": "made language",
+    "tinyshakespeare": "tiny Shakespeare",
+    "ptb": "Penn Treebank",
 }
 
 
 def corpus_note(profile: Profile) -> str:
     """The words beside every number: on which corpus it was measured."""
-    corpora = {"made": "made text", "tinyshakespeare": "tiny Shakespeare"}
-    return f"{corpora[profile.corpus]}, {profile.name} profile"
+    return f"{CORPORA[profile.corpus]}, {profile.name} profile"
 
 
-def arm(profile: Profile, rule: str, value: float, normalisation: str = NT) -> list[CharacterTrial]:
-    """One training run a seed of the character model under a rule."""
-    return [
-        CharacterTrial(
-            corpus=profile.corpus,
-            corpus_size=profile.corpus_size or None,
-            replicate=replicate,
-            hidden=profile.hidden,
-            layers=profile.layers,
-            length=profile.length,
-            batch=profile.batch,
-            steps=profile.steps,
-            learning_rate=profile.learning_rate,
-            normalisation=normalisation,
-            rule=rule,
-            value=value,
-            evaluations=profile.evaluations,
-            measurements=profile.measurements,
-        )
-        for replicate in range(profile.seeds)
-    ]
+def arm(profile: Profile, rule: str, value: float, normalisation: str = NT, **changes) -> list[CharacterTrial]:
+    """One training run a seed of the character model under a rule; `changes`: fields of the trial unlike the profile's."""
+    first = CharacterTrial(
+        corpus=profile.corpus,
+        corpus_size=profile.corpus_size or None,
+        hidden=profile.hidden,
+        layers=profile.layers,
+        length=profile.length,
+        batch=profile.batch,
+        steps=profile.steps,
+        learning_rate=profile.learning_rate,
+        normalisation=normalisation,
+        rule=rule,
+        value=value,
+        evaluations=profile.evaluations,
+        measurements=profile.measurements,
+    )
+    return [replace(first, replicate=replicate, **changes) for replicate in range(profile.seeds)]
 
 
 def short(t: float) -> str:

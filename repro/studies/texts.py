@@ -1,0 +1,249 @@
+"""Trials of zhu2017 on the characters of a text with other models than the paper's: a Transformer, a model of several tasks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from repro.engine import Context, Outcome, Trial, seed_for
+from repro.errors import ReproError, one_of
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from repro.datasets.text import TextCorpus
+    from repro.gradients import Rule
+    from repro.studies.counting import Counted
+
+    Answers = dict[str, Tensor]  # of each task: logits (T, B, classes), or classes (T, B)
+
+RULES = ("static", "held")
+HALVING = 5  # passes over the text after which the learning rate is halved, as in the recipe of the character model
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextTrial(Trial):
+    """One training run on windows of a text, with the recipe of `CharacterTrial`: Adam, its rate halved every 5 passes.
+
+    The loss is averaged over batch and time (NT) and summed over the tasks. `rule` and `value`: "static" t,
+    or "held", wanted share of zeros. `steps`: updates; of `measurements` of them, evenly spread, all zeros are counted.
+    `replicate` seeds weights and windows alike for all arms (paired).
+    """
+
+    study: ClassVar[str] = "zhu2017"
+    tasks: ClassVar[tuple[str, ...]]  # of `repro.datasets.tasks`
+
+    corpus: str
+    corpus_size: str | None = None
+    replicate: int = 0
+    hidden: int
+    layers: int = 3
+    length: int = 100
+    batch: int
+    steps: int
+    learning_rate: float
+    rule: str = "static"
+    value: float = 0.0
+    evaluations: int = 20
+    measurements: int = 20
+
+    def __post_init__(self):
+        super().__post_init__()
+        one_of("rule", self.rule, RULES)
+        if not 1 <= self.evaluations <= self.steps:
+            raise ReproError(
+                f"{self.evaluations} evaluations in {self.steps} steps: there must be at least 1, at most one a step"
+            )
+
+    def label(self) -> str:
+        return f"{self.kind} {self.layers}x{self.hidden} {self.rule} {self.value:g} on {self.corpus}, seed {self.replicate}"
+
+    def model(self, corpus: TextCorpus, rule: Rule) -> nn.Module:
+        """A new model whose gradients the rule acts on."""
+        raise NotImplementedError
+
+    @staticmethod
+    def predict(model: nn.Module, tokens: Tensor, state) -> tuple[Answers, object]:
+        """tokens (T, B) and the state after the window before -> logits of the tasks, state."""
+        raise NotImplementedError
+
+    def run(self, context: Context) -> Outcome:
+        import torch
+
+        from repro.gradients import HeldSparsity, Static
+        from repro.studies.counting import Counted
+        from repro.studies.gates import characters
+        from repro.training import Diverged, fit
+
+        corpus = characters(self.corpus, self.corpus_size)
+        rule = Counted({"static": Static, "held": HeldSparsity}[self.rule](self.value))
+        torch.manual_seed(seed_for(self.study, self.replicate, "weights"))
+        model = self.model(corpus, rule)
+        optimizer = torch.optim.Adam(model.parameters(), self.learning_rate)
+        course = _Course(self, corpus, optimizer, rule)
+        bounds = [round(self.steps * i / self.evaluations) for i in range(self.evaluations + 1)]
+        try:
+            history = fit(
+                model,
+                optimizer,
+                lambda epoch: range(bounds[epoch - 1], bounds[epoch]),
+                course.loss,
+                epochs=self.evaluations,
+                after_step=course.after_step,
+                after_epoch=lambda epoch: {
+                    "step": bounds[epoch],
+                    "validation_loss": sum(course.mean_losses(model, "validation").values()),
+                },
+                stateful=(course, course.rate, rule),
+                checkpoint=context.checkpoint,
+            )
+        except Diverged as stop:
+            return Outcome({"stopped": str(stop)}, course.curves(stop.history), diverged=True)
+        test = course.mean_losses(model, "test")
+        metrics = {
+            "train_loss": history[-1]["train_loss"],
+            "validation_loss": history[-1]["validation_loss"],
+            "test_loss": sum(test.values()),
+            **{f"test_loss_{task}": loss for task, loss in test.items()},
+            "symbols": len(corpus.vocabulary),
+            "passes": self.steps / course.windows.each_pass,
+            "parameters": sum(p.numel() for p in model.parameters()),
+        }
+        return Outcome(metrics, course.curves(history))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerTrial(TextTrial):
+    """A causal Transformer; it reads every window by itself, without what came before.
+
+    The rule acts on the gradients of the outputs of the four linear layers of each block. Embedding and decoder are left dense,
+    as in the paper's model.
+    """
+
+    kind: ClassVar[str] = "transformer"
+    tasks: ClassVar[tuple[str, ...]] = ("character",)
+
+    heads: int = 4
+
+    def seconds(self) -> float:
+        """Fitted by eye to runs on one core; only plans and progress bars depend on it."""
+        macs = self.batch * self.length * self.layers * 36 * self.hidden**2
+        return 2 + self.steps * macs / 3e10
+
+    def model(self, corpus: TextCorpus, rule: Rule) -> nn.Module:
+        from repro.gradients import threshold_linears
+        from repro.models.transformer import Transformer
+
+        model = Transformer(len(corpus.vocabulary), self.hidden, self.layers, self.heads, self.length)
+        threshold_linears(model.blocks, rule)
+        return model
+
+    @staticmethod
+    def predict(model: nn.Module, tokens: Tensor, state) -> tuple[Answers, object]:
+        return {"character": model(tokens)}, None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultitaskTrial(TextTrial):
+    """Shared LSTM layers and a head for each task: the next character, its kind, and how many letters its word has left."""
+
+    kind: ClassVar[str] = "multitask"
+    tasks: ClassVar[tuple[str, ...]] = ("character", "kind", "ahead")
+
+    def seconds(self) -> float:
+        """Fitted by eye to runs on one core; only plans and progress bars depend on it."""
+        macs = self.batch * self.length * self.layers * 24 * self.hidden**2
+        return 2 + self.steps * macs / 3e10
+
+    def model(self, corpus: TextCorpus, rule: Rule) -> nn.Module:
+        from repro.datasets.tasks import character_tasks
+        from repro.gradients import ThresholdedLSTM
+        from repro.models.multitask import MultitaskModel
+
+        def layer(inputs: int, hidden: int) -> nn.Module:
+            return ThresholdedLSTM(inputs, hidden, threshold=rule)
+
+        return MultitaskModel(len(corpus.vocabulary), self.hidden, self.layers, character_tasks(corpus), layer)
+
+    @staticmethod
+    def predict(model: nn.Module, tokens: Tensor, state) -> tuple[Answers, object]:
+        return model(tokens, state)
+
+
+class _Course:
+    """What happens around the updates: state is carried through a pass, zeros are counted, the rate falls; and evaluation."""
+
+    def __init__(self, trial: TextTrial, corpus: TextCorpus, optimizer: torch.optim.Optimizer, rule: Counted):
+        import numpy as np
+        import torch
+
+        from repro.datasets.tasks import character_answers
+        from repro.studies.gates import Windows
+
+        self.trial, self.rule = trial, rule
+        self.answers = {
+            split: {task: torch.from_numpy(classes) for task, classes in character_answers(corpus, split).items()}
+            for split in corpus.splits
+        }
+        places = np.arange(len(corpus.splits["train"]))
+        self.windows = Windows(places, trial.batch, trial.length, seed_for(trial.study, trial.replicate, "windows"))
+        self.rate = torch.optim.lr_scheduler.StepLR(optimizer, HALVING * self.windows.each_pass, 0.5)
+        self.measured = {int((i + 0.5) * trial.steps / trial.measurements) for i in range(trial.measurements)}
+        self.zeros: dict[str, list] = {"step": [], "entries": [], "zeros": []}
+        self.state = None
+
+    def loss(self, model: nn.Module, step: int) -> tuple[Tensor, int]:
+        self.step = step
+        self.rule.counting = step in self.measured
+        if self.windows.starts_pass(step):
+            self.state = None
+        losses, self.state = self._summed_losses(model, "train", *self.windows.at(step), self.state)
+        return sum(losses.values()), self.trial.batch * self.trial.length
+
+    def after_step(self) -> None:
+        if self.rule.counting:
+            for column, value in zip(self.zeros.values(), (self.step, *self.rule.take()), strict=True):
+                column.append(value)
+        self.rate.step()
+
+    def mean_losses(self, model: nn.Module, split: str) -> dict[str, float]:
+        """Nats a symbol of each task over a whole split, divided once."""
+        import numpy as np
+        import torch
+
+        from repro.datasets.text import contiguous_batches
+
+        places = np.arange(len(self.answers[split]["character"]))
+        totals, count, state = dict.fromkeys(self.trial.tasks, 0.0), 0, None
+        model.eval()
+        with torch.no_grad():
+            for before, after in contiguous_batches(places, self.trial.batch, self.trial.length):
+                losses, state = self._summed_losses(model, split, before, after, state)
+                totals = {task: total + losses[task].item() for task, total in totals.items()}
+                count += after.numel()
+        return {task: total / count for task, total in totals.items()}
+
+    def _summed_losses(self, model: nn.Module, split: str, before: Tensor, after: Tensor, state) -> tuple[Answers, object]:
+        """Of each task, over a window given by the places (T, B) of its symbols and of those to be predicted; and the state."""
+        from torch.nn.functional import cross_entropy
+
+        from repro.models.language import detach
+
+        answers = self.answers[split]
+        logits, state = self.trial.predict(model, answers["character"][before], state)
+        losses = {
+            task: cross_entropy(logits[task].flatten(0, 1), answers[task][after].flatten(), reduction="sum")
+            for task in self.trial.tasks
+        }
+        return losses, None if state is None else detach(state)
+
+    def curves(self, history: list[dict]) -> dict[str, dict[str, list]]:
+        names = ("step", "train_loss", "validation_loss", "seconds")
+        return {"evaluations": {name: [row[name] for row in history] for name in names}, "zeros": self.zeros}
+
+    def state_dict(self) -> dict:
+        return {"state": self.state, "zeros": self.zeros}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.state, self.zeros = state["state"], state["zeros"]
