@@ -187,7 +187,7 @@ def until(ask, enough, seconds: float = 60.0):
     return answer
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_ranks_end_with_the_process_that_started_them(tmp_path, number):
     """Ctrl-C in the middle, and a kill that leaves no time to tidy up the folder."""
     script, told, temporary = tmp_path / "script.py", tmp_path / "told", tmp_path / "temporary"
@@ -199,6 +199,7 @@ def test_ranks_end_with_the_process_that_started_them(tmp_path, number):
         pids = until(lambda: [int(path.name) for path in told.iterdir()], lambda pids: len(pids) == 2)
         starter.send_signal(number)
         error = starter.stderr.read()
+    assert len(pids) == 2, error
     assert until(lambda: [pid for pid in pids if alive(pid)], lambda left: not left) == []
     if number == signal.SIGINT:
         assert "KeyboardInterrupt" in error

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import nnls
 
 from repro.collectives.costs import Link, cost, terms
 from repro.errors import ReproError, one_of
@@ -136,6 +135,8 @@ def _told(relative: np.ndarray) -> np.ndarray:
 
 def _least_squares(relative: np.ndarray, told: np.ndarray) -> np.ndarray:
     """The constants that come closest to `relative @ constants == 1`, none negative; 0 where not `told`."""
+    from scipy.optimize import nnls  # here, since every process of the studies imports this file, and few fit
+
     columns = relative[:, told]
     constants = np.zeros(3)
     constants[told] = nnls(columns / _norms(columns), np.ones(len(columns)))[0] / _norms(columns)

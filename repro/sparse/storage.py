@@ -9,9 +9,15 @@ import math
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import entr
 
 from repro.errors import ReproError, one_of
+
+
+def _entropy_bits(n, k):
+    from scipy.special import entr  # here, since every process of the studies imports this file
+
+    return n * (entr(k / n) + entr(1 - k / n)) / math.log(2)
+
 
 # Bits spent on positions in a matrix of n weights, k of them non-zero; row pointers of the CSR formats come on top.
 _INDEX_BITS = {
@@ -20,7 +26,7 @@ _INDEX_BITS = {
     "csr32": lambda n, k: 32 * k,
     "csr16": lambda n, k: 16 * k,
     "bitmap": lambda n, k: n,
-    "entropy": lambda n, k: n * (entr(k / n) + entr(1 - k / n)) / math.log(2),
+    "entropy": _entropy_bits,
 }
 INDEXES = tuple(_INDEX_BITS)
 _POINTER_BYTES = 4
