@@ -243,7 +243,7 @@ def _report(options) -> None:
 
 def _measured_on(run) -> str:
     """The words that name the corpus, where an exhibit's trials have one."""
-    note = run.study.corpus_note(run.profile)
+    note = run.study.measured_on(run.exhibit.name, run.profile)
     return f"{note[0].upper()}{note[1:]}." if any(hasattr(trial, "corpus") for trial in run.trials) else ""
 
 

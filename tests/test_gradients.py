@@ -16,6 +16,7 @@ from repro.gradients import (
     CAUSES,
     HeldSparsity,
     RelativeRMS,
+    Rounded,
     Static,
     ThresholdedGRU,
     ThresholdedLinear,
@@ -78,10 +79,11 @@ def assert_same(found, wanted, tolerance):
         assert (a - b).abs().max() <= tolerance * b.abs().max()
 
 
-def numpy_lstm_gradients(x, h0, c0, w, u, b, d_h_all, keep):
+def numpy_lstm_gradients(x, h0, c0, w, u, b, d_h_all, keep, weights_only=False):
     """BPTT of one LSTM layer, sections 2.1 and 3.1 of Zhu et al. 2017; gates in torch's order i, f, g, o.
 
-    x (T, B, D), d_h_all (T, B, H): gradient of each h_t. `keep(dnet)` is the threshold. Returns dx, dh0, dc0, dW, dU, db.
+    x (T, B, D), d_h_all (T, B, H): gradient of each h_t. `keep(dnet)` is the threshold, `weights_only`: for dW, dU, db alone.
+    Returns dx, dh0, dc0, dW, dU, db.
     """
 
     def sigma(v):
@@ -106,16 +108,19 @@ def numpy_lstm_gradients(x, h0, c0, w, u, b, d_h_all, keep):
         dnet_o = dh * np.tanh(c[t + 1]) * (1 - o) * o
         dnet_f = dc * c[t] * (1 - f) * f
         dnet_i = dc * g * (1 - i) * i
-        dnet = keep(np.concatenate([dnet_i, dnet_f, dnet_g, dnet_o], axis=1))
-        dx[t], dh_next, dc_next = dnet @ w, dnet @ u, dc * f
+        dnet = np.concatenate([dnet_i, dnet_f, dnet_g, dnet_o], axis=1)
+        kept = keep(dnet)
+        carried = dnet if weights_only else kept
+        dx[t], dh_next, dc_next, dnet = carried @ w, carried @ u, dc * f, kept
         dw, du, db = dw + dnet.T @ x[t], du + dnet.T @ h[t], db + dnet.sum(0)
     return dx, dh_next, dc_next, dw, du, db
 
 
+@pytest.mark.parametrize("weights_only", [False, True])
 @pytest.mark.parametrize("t", [0.0, 0.02, 0.1, 10.0])
-def test_an_lstm_layer_has_the_gradients_of_the_papers_equations(t):
-    """At t = 0 nothing is removed, at 0.02 and 0.1 some of dnet, at 10 all of it."""
-    lstm = ThresholdedLSTM(4, 5, dtype=torch.float64, threshold=t)
+def test_an_lstm_layer_has_the_gradients_of_the_papers_equations(t, weights_only):
+    """At t = 0 nothing is removed, at 0.02 and 0.1 some of dnet, at 10 all of it; before all products or the weights' alone."""
+    lstm = ThresholdedLSTM(4, 5, dtype=torch.float64, threshold=t, weights_only=weights_only)
     x = torch.randn(7, 3, 4, dtype=torch.float64, generator=generator(1), requires_grad=True)
     h0, c0 = states(lstm, 3)
     d_out = torch.randn(7, 3, 5, dtype=torch.float64, generator=generator(2))
@@ -128,7 +133,8 @@ def test_an_lstm_layer_has_the_gradients_of_the_papers_equations(t):
         return np.where(np.abs(dnet) > t, dnet, 0.0)
 
     w, u, b = (p.detach().numpy() for p in (lstm.weight_ih_l0, lstm.weight_hh_l0, lstm.bias_ih_l0 + lstm.bias_hh_l0))
-    wanted = numpy_lstm_gradients(x.detach().numpy(), *(s[0].detach().numpy() for s in (h0, c0)), w, u, b, d_out.numpy(), keep)
+    first = (s[0].detach().numpy() for s in (h0, c0))
+    wanted = numpy_lstm_gradients(x.detach().numpy(), *first, w, u, b, d_out.numpy(), keep, weights_only)
     assert {0.0: np.mean(share) == 1.0, 10.0: np.mean(share) == 0.0}.get(t, 0.1 < np.mean(share) < 0.9)
     for a, b in zip(found, wanted, strict=True):
         a = a[0].numpy() if a.ndim == 3 and b.ndim == 2 else a.numpy()
@@ -347,6 +353,81 @@ def test_compiled_loops_are_the_masked_dense_computation(hidden, density, length
         torch.set_num_threads(1)
     for a, b in zip(found, wanted, strict=True):
         assert (a.double() - b).abs().max() <= 3e-6 * b.abs().max() + 1e-12
+
+
+@COMPILED
+@pytest.mark.parametrize("lengths", [[9, 9, 9], [9, 6, 2]])
+@pytest.mark.parametrize("density", [0.1, 0.7])
+def test_compiled_loops_keep_a_rule_to_the_gradients_of_the_weights(density, lengths):
+    """Inputs and first states get the dense gradient, weights that of the masked dnet, all as torch's operations in float64."""
+    x = torch.randn(9, 3, 20, generator=generator(1))
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        torch.manual_seed(0)
+        lstm = ThresholdedLSTM(20, 70, threshold=Masked(density), weights_only=True)
+        plain = nn.LSTM(20, 70)
+        plain.load_state_dict(lstm.state_dict())
+        found.append(results(lstm.to(dtype), pack_padded_sequence(x.to(dtype).requires_grad_(), lengths)))
+    dense = results(plain.double(), pack_padded_sequence(x.double().requires_grad_(), lengths))
+    for a, b in zip(*found, strict=True):
+        assert (a.double() - b).abs().max() <= 3e-6 * b.abs().max()
+    assert (found[1][3] - dense[3]).abs().max() <= 1e-12, "of the input"
+    assert (found[1][4] - dense[4]).abs().max() > 1e-3, "of W"
+
+
+def test_what_is_recorded_of_a_rule_for_the_weights_are_its_zeros():
+    """The record counts the dnet of the weights; a gradient that is carried back stays as it was formed."""
+    torch.manual_seed(0)
+    lstm, x = ThresholdedLSTM(3, 6, threshold=TopK(0.75), weights_only=True), torch.randn(5, 4, 3, requires_grad=True)
+    with record(lstm) as measured:
+        lstm(x)[0].square().sum().backward()
+    assert measured["l0"].overall()["sparsity"] == pytest.approx(0.75)
+    carried = x.grad.clone()
+    x.grad = None
+    with dense(lstm):
+        lstm(x)[0].square().sum().backward()
+    assert (carried - x.grad).abs().max() <= 1e-6 * carried.abs().max()
+
+
+@COMPILED
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rounded_gradients_go_through_the_compiled_loops(dtype, monkeypatch):
+    """The gradients of the torch path, up to entries that rounding moves by one unit of the format, and not the exact ones."""
+    x, gradients = torch.randn(12, 6, 20, generator=generator(1)), []
+    for compiled_loops, rule in ((True, Rounded(0.0, dtype)), (False, Rounded(0.0, dtype)), (False, Static(0.0))):
+        monkeypatch.setattr(compiled, "has_avx512", lambda is_there=compiled_loops: is_there)
+        torch.manual_seed(0)
+        lstm = ThresholdedLSTM(20, 100, threshold=rule)
+        lstm(x)[0].pow(2).sum().backward()
+        gradients.append(lstm.weight_hh_l0.grad)
+    ours, torchs, exact = gradients
+    largest = exact.abs().max()
+    assert (ours - torchs).abs().max() < 0.3 * (torchs - exact).abs().max()
+    assert 1e-5 * largest < (ours - exact).abs().max() < 1e-2 * largest
+
+
+class MaskedInTurns(Masked):
+    """Every fourth step keeps half of its entries, the others few: some steps by all of dnet, all of them together by lists."""
+
+    def __call__(self, dnet, site=0):
+        self.density = 0.5 if self.calls % 4 == 1 else 0.05
+        return super().__call__(dnet, site)
+
+
+@COMPILED
+def test_lists_of_single_steps_serve_all_steps_only_if_every_step_has_them():
+    x = torch.randn(9, 5, 33, generator=generator(1))
+    torch.manual_seed(0)
+    lstm = ThresholdedLSTM(33, 70, threshold=MaskedInTurns(0.0))
+    exact = ThresholdedLSTM(33, 70, threshold=MaskedInTurns(0.0), dtype=torch.float64)
+    exact.load_state_dict(lstm.state_dict())
+    found = []
+    for module, dtype in ((lstm, torch.float32), (exact, torch.float64)):
+        given = x.detach().to(dtype).requires_grad_()
+        module(given)[0].pow(2).sum().backward()
+        found.append([given.grad.double(), *(p.grad.double() for p in module.parameters())])
+    for a, b in zip(*found, strict=True):
+        assert (a - b).abs().max() <= 3e-6 * b.abs().max()
 
 
 class Counted(Rule):

@@ -35,7 +35,7 @@ def assert_product(a, b, *, packed_transposed: bool, sparse: bool):
 
 @settings(max_examples=40)
 @given(
-    rows=st.one_of(st.integers(1, 20), st.sampled_from([255, 256, 300])),
+    rows=st.one_of(st.integers(1, 20), st.sampled_from([255, 256, 300, 650])),
     inner=st.one_of(st.integers(1, 40), st.sampled_from([127, 128, 129, 300])),
     columns=st.sampled_from([1, 16, 17, 50, 64, 65, 100, 128, 150]),
     density=st.sampled_from([0.0, 0.05, 0.2, 1.0]),

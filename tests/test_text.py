@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repro.datasets import registry, text
+from repro.datasets import madepairs, registry, text
 from repro.datasets.text import contiguous_batches, load_characters, load_words, sentence_corpus, text_identity
 from repro.datasets.vocabulary import Vocabulary, by_frequency
 from repro.errors import ReproError
@@ -102,6 +102,15 @@ def test_shakespeare_is_cut_at_90_and_95_percent(tmp_path, monkeypatch):
     corpus = load_characters("tinyshakespeare")
     parts = ["".join(corpus.vocabulary.decode(corpus.splits[split])) for split in ("train", "validation", "test")]
     assert "".join(parts) == content and list(map(len, parts)) == [90, 5, 5]
+
+
+def test_the_made_language_is_the_target_side_of_the_made_pairs():
+    """One sentence a line, letter by letter, without a symbol of English alone."""
+    corpus = load_characters("madelanguage", size="smoke")
+    lines = "".join(corpus.vocabulary.decode(corpus.splits["test"])).splitlines()
+    assert lines == [" ".join(target) for _, target in madepairs.load("smoke")["test"]]
+    assert "q" not in corpus.vocabulary.symbols
+    assert text_identity("madelanguage", size="smoke") == madepairs.identity("smoke")
 
 
 def test_unknown_symbols_are_read_as_unknown_only_on_request():

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from repro.errors import ReproError
-from repro.gradients import ByRate, HeldSparsity, PrintedSigned, RelativeRMS, Static, ThresholdedLSTM, TopK, record
+from repro.gradients import ByRate, HeldSparsity, PrintedSigned, RelativeRMS, Rounded, Static, ThresholdedLSTM, TopK, record
 from repro.gradients.thresholds import as_rule
 
 DNET = [[-3.0, 1.0, 0.5, -0.5], [0.0, 2.0, -1.0, 0.25]]
@@ -134,6 +134,32 @@ def test_held_thresholds_are_one_a_site_and_survive_a_restart():
     assert [again.known(site) for site in sites] == [low, high]
 
 
+# Spacing of numbers from 1 to 2, and the smallest number above 0, of IEEE 754 half precision and of bfloat16.
+@pytest.mark.parametrize(("dtype", "spacing", "smallest"), [(torch.float16, 2**-10, 2**-24), (torch.bfloat16, 2**-7, 2**-133)])
+def test_rounding_is_to_the_nearest_number_of_the_format_in_float32(dtype, spacing, smallest):
+    dnet = torch.tensor([1 + 0.4 * spacing, 1 + 0.6 * spacing, -1.6 * smallest, 0.6 * smallest, 0.4 * smallest])
+    rounded = Rounded(0.0, dtype)(dnet.clone())
+    assert rounded.dtype == torch.float32
+    assert rounded.tolist() == [1.0, 1.0 + spacing, -2 * smallest, smallest, 0.0]
+
+
+def test_a_rule_sees_what_rounding_has_left():
+    """9 entries of float16's smallest numbers, 0 to 4 of them once rounded: the rule counts and removes these."""
+    dnet = torch.arange(9.0) * 2**-25
+    held = HeldSparsity(0.5)
+    rule = Rounded(held, torch.float16)
+    site = rule.new_site()
+    left = rule(dnet.clone(), site) * 2**24
+    assert set(left.tolist()) <= {0.0, 3.0, 4.0}
+    assert held.known(site) is not None
+    again = Rounded(HeldSparsity(0.5), torch.float16)
+    again.new_site()
+    again.load_state_dict(rule.state_dict())
+    assert again.rule.known(site) == held.known(site)
+    with pytest.raises(ReproError, match=r"dtype of Rounded is torch.int8: it must be torch.bfloat16 or torch.float16"):
+        Rounded(0.0, torch.int8)
+
+
 @pytest.mark.parametrize("divisor", [1, 200, 1e6])
 def test_a_training_keeps_the_wanted_sparsity_within_two_points_at_any_normalisation_of_the_loss(divisor):
     """Two layers learn to recall the input of the step before, SGD with momentum at a rate that undoes the normalisation."""
@@ -171,6 +197,18 @@ def test_a_number_is_a_static_threshold_and_nothing_else_is_a_rule():
 def test_thresholds_are_finite_and_not_negative(kind, value):
     with pytest.raises(ReproError, match=r"it must be a finite number, at least 0"):
         kind(value)
+
+
+def test_a_held_share_is_one_of_entries_where_sequences_end_early():
+    """The last of ten steps are of few sequences, with gradients a thousand times smaller: 80 % of all entries are zero."""
+    rule, generator = HeldSparsity(0.8), torch.Generator().manual_seed(0)
+    zeros = entries = 0
+    for _ in range(100):
+        for sequences in (1, 3, 16, *[32] * 7):
+            scale = 1e-3 if sequences < 16 else 1.0
+            kept = rule(scale * torch.randn(sequences, 64, generator=generator))
+            entries, zeros = entries + kept.numel(), zeros + int((kept == 0).sum())
+    assert zeros / entries == pytest.approx(0.8, abs=0.01)
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.0, 1.5, math.nan])

@@ -12,8 +12,8 @@ from torch import nn
 
 from repro.engine import Context, Record
 from repro.errors import ReproError
+from repro.gradients.softmax import summed_loss
 from repro.models.language import LanguageModel
-from repro.models.softmax import summed_loss
 from repro.studies.base import Results
 from repro.studies.words import MEDIUM, SMALL, WordRecipe, WordTrial
 from repro.studies.zhu2017 import words

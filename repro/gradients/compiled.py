@@ -11,7 +11,7 @@ from numba import njit
 from torch import Tensor
 
 from repro.gradients import products, simd
-from repro.gradients.products import REVERSED, ROWS, A, C, Product
+from repro.gradients.products import LISTS, REVERSED, ROWS, A, C, Product
 from repro.gradients.recording import Site
 from repro.gradients.recurrent import Course, States
 from repro.gradients.thresholds import Static
@@ -91,9 +91,9 @@ def _backward_point():
 
 
 @njit
-def _share_rows(plan, rows):
+def _share_rows(plan, first, rows):
     for i in range(plan[THREADS] + 1):
-        plan[BOUNDS + i] = rows * i // plan[THREADS]
+        plan[BOUNDS + i] = first + rows * i // plan[THREADS]
 
 
 @njit
@@ -107,7 +107,7 @@ def _forward_steps(starts, sizes, before_h, point, plan, body, product, product_
             point[k] = base[k] + state
         product[A], product[C], product[ROWS], product[REVERSED] = before_h + state, point[_GATES], sizes[i], i % 2
         run(product_plan, product_body)
-        _share_rows(plan, sizes[i])
+        _share_rows(plan, 0, sizes[i])
         run(plan, body)
     point[:] = base
 
@@ -120,7 +120,7 @@ def _gradient_step(start, size, point, plan, body, counts):
     point[_GATES], point[_DNET] = base[_GATES] + 4 * state, base[_DNET] + 4 * state
     for k in (_BEFORE_C, _TANH_C, _D_OUT):
         point[k] = base[k] + state
-    _share_rows(plan, size)
+    _share_rows(plan, 0, size)
     run(plan, body)
     point[:] = base
     alive, kept = 0, 0
@@ -132,26 +132,31 @@ def _gradient_step(start, size, point, plan, body, counts):
 
 @njit
 def _product_step(start, size, kept, dnet, product, dense_plan, dense_body, list_plan, list_body, sparse_body):
-    """dh = dnet U of one step; `dnet`: the address of frame 0."""
+    """dh = dnet U of one step; `dnet`: the address of frame 0. Returns whether its non-zero entries were listed."""
     columns = product[products.INNER]
-    product[A], product[ROWS], product[REVERSED] = dnet + 4 * columns * start, size, 1 - product[REVERSED]
+    product[A], product[ROWS], product[REVERSED] = dnet, size, 1 - product[REVERSED]
     if kept > _DENSEST * columns * size:
+        product[A] += 4 * columns * start
         run(dense_plan, dense_body)
-    else:
-        _share_rows(list_plan, size)
-        run(list_plan, list_body)
-        run(dense_plan, sparse_body)
+        return False
+    _share_rows(list_plan, start, size)
+    run(list_plan, list_body)
+    lists = product[LISTS]
+    product[LISTS] += 16 * start
+    run(dense_plan, sparse_body)
+    product[LISTS] = lists
+    return True
 
 
 @njit
 def _backward_steps(starts, sizes, gradient, product):
-    """All steps with one threshold; returns how many entries of dnet are not zero."""
-    total = 0
+    """All steps with one threshold; returns how many entries of dnet are not zero, and whether all of them were listed."""
+    total, listed = 0, True
     for i in range(len(starts)):
         _, kept = _gradient_step(starts[i], sizes[i], *gradient)
-        _product_step(starts[i], sizes[i], kept, *product)
+        listed &= _product_step(starts[i], sizes[i], kept, *product)
         total += kept
-    return total
+    return total, listed
 
 
 def _address(tensor: Tensor) -> int:
@@ -212,14 +217,49 @@ def forward(x: Tensor, h: States, c: States, w_ih: Tensor, w_hh: Tensor, bias: T
 def backward(
     d_out: Tensor, d_h: Tensor, d_c: Tensor, w_hh: Tensor, before_c: Tensor, gates: Tensor, tanh_c: Tensor, course, site
 ):
-    """(dnet (total, 4 hidden), whether its products had better skip zeros); d_h and d_c become those of the first states.
+    """(dnet (total, 4 hidden), whether its products had better skip zeros, whether its entries are listed for the next one).
 
+    d_h and d_c become those of the first states.
     Where a rule acts on the gradients of the weights alone, dnet is as it was formed, and `threshold` has to follow.
     """
-    batch, hidden = d_h.shape
     rule, number = (Static(0.0), 0) if site.weights_only else (site.rule, site.number)
-    dnet, counts = torch.empty_like(gates), np.zeros(batch, np.int64)
+    batch, hidden = d_h.shape
     d_out = d_out.contiguous()
+    dnet, gradient = gradients(d_out, d_h, d_c, before_c, gates, tanh_c, rule.signed)
+    product = Product(w_hh.numpy())
+    product.arguments[[C, products.C_ROW, products.A_ROW]] = _address(d_h), 4 * hidden, 16 * hidden
+    product.make_lists(len(dnet))
+    bodies = (product.by_panels(batch), product.dense, product.by_rows(batch), products.compressor().address, product.sparse)
+    times = (_address(dnet), product.arguments, *bodies)
+    starts, sizes = (part[::-1].copy() for part in _steps(course))
+    t = rule.known(number)
+    if t is not None and not rule.feedback:
+        gradient[0][_THRESHOLD] = _bits(t)
+        kept, listed = _backward_steps(starts, sizes, gradient, times)
+    else:
+        kept, listed = 0, True
+        for start, size in zip(starts.tolist(), sizes.tolist(), strict=True):
+            of_step = form_step(start, size, gradient, dnet, site)
+            listed &= _product_step(start, size, of_step, *times)
+            kept += of_step
+    return dnet, kept <= _DENSEST * dnet.numel(), listed
+
+
+def threshold(dnet: Tensor, course: Course, site: Site) -> bool:
+    """Let the rule act on a dnet formed without it, step by step, in place; returns whether products had better skip zeros."""
+    for _, frames in reversed(course.steps()):
+        site.apply(dnet[frames])
+    return int(dnet.count_nonzero()) <= _DENSEST * dnet.numel()
+
+
+def gradients(d_out: Tensor, d_h: Tensor, d_c: Tensor, before_c: Tensor, gates: Tensor, tanh_c: Tensor, signed: bool):
+    """(dnet (total, 4 hidden), not yet formed, what `form_step` needs to form it).
+
+    All tensors are contiguous, and the caller keeps them. dnet lies in memory that this thread's next backward pass uses again.
+    """
+    batch, hidden = d_h.shape
+    dnet = torch.from_numpy(products.scratch("dnet of all steps", gates.numel())).view_as(gates)
+    counts = np.zeros(batch, np.int64)
     point, plan = _point(
         batch * hidden,
         gates=_address(gates),
@@ -231,37 +271,16 @@ def backward(
         dnet=_address(dnet),
         counts=counts.ctypes.data,
         hidden=hidden,
-        signed=rule.signed,
+        signed=signed,
     )
-    product = Product(w_hh.numpy())
-    product.arguments[[C, products.C_ROW, products.A_ROW]] = _address(d_h), 4 * hidden, 16 * hidden
-    product.make_lists(batch)
-    gradient = (point, plan, _backward_point().address, counts)
-    bodies = (product.by_panels(batch), product.dense, product.by_rows(batch), products.compressor().address, product.sparse)
-    times = (_address(dnet), product.arguments, *bodies)
-    starts, sizes = (part[::-1].copy() for part in _steps(course))
-    t = rule.known(number)
-    if t is not None and not rule.feedback:
-        point[_THRESHOLD] = _bits(t)
-        kept = _backward_steps(starts, sizes, gradient, times)
-    else:
-        kept = 0
-        for start, size in zip(starts.tolist(), sizes.tolist(), strict=True):
-            of_step = _thresholded_step(start, size, gradient, dnet, site)
-            _product_step(start, size, of_step, *times)
-            kept += of_step
-    return dnet, kept <= _DENSEST * dnet.numel()
+    return dnet, (point, plan, _backward_point().address, counts)
 
 
-def threshold(dnet: Tensor, course: Course, site: Site) -> bool:
-    """Let the rule act on a dnet formed without it, step by step, in place; returns whether products had better skip zeros."""
-    for _, frames in reversed(course.steps()):
-        site.apply(dnet[frames])
-    return int(dnet.count_nonzero()) <= _DENSEST * dnet.numel()
+def form_step(start: int, size: int, gradient, dnet: Tensor, site: Site) -> int:
+    """Form the dnet of the `size` frames from `start` on and dc of the step before it; dh is the caller's to fill.
 
-
-def _thresholded_step(start: int, size: int, gradient, dnet: Tensor, site: Site) -> int:
-    """Form the dnet of one step under a rule that reads it, or is told of it; returns how many entries are not zero."""
+    The rule acts on it, whether it reads dnet or is told of it. Returns how many entries are not zero.
+    """
     rule, number = site.rule, site.number
     t = rule.known(number)
     gradient[0][_THRESHOLD] = _bits(t or 0.0)
@@ -276,10 +295,10 @@ def _bits(t: float) -> int:
     return int(np.float32(t).view(np.int32))
 
 
-def input_gradient(dnet: Tensor, w_ih: Tensor, sparse: bool) -> Tensor:
-    """dx = dnet W, (total, features)."""
+def input_gradient(dnet: Tensor, w_ih: Tensor, sparse: bool, listed: bool) -> Tensor:
+    """dx = dnet W, (total, features); `listed`: the entries of dnet still are, by `backward`."""
     dx = dnet.new_empty(len(dnet), w_ih.shape[1])
-    Product(w_ih.numpy())(dnet.numpy(), dx.numpy(), sparse=sparse)
+    Product(w_ih.numpy())(dnet.numpy(), dx.numpy(), sparse=sparse, listed=listed)
     return dx
 
 

@@ -81,8 +81,8 @@ class _Layer(torch.autograd.Function):
         steps = (d_out, d_h, d_c, w_hh, before_c, gates, tanh_c, ctx.course, ctx.site)
         inputs = [part for part, is_wanted in ((x, wanted[3]), (before_h, wanted[4])) if is_wanted]
         if ctx.compiled and ctx.site.record is None:
-            dnet, sparse = compiled.backward(*steps)
-            dx = compiled.input_gradient(dnet, w_ih, sparse) if wanted[0] else None
+            dnet, sparse, listed = compiled.backward(*steps)
+            dx = compiled.input_gradient(dnet, w_ih, sparse, listed) if wanted[0] else None
             if ctx.site.weights_only:
                 sparse = compiled.threshold(dnet, ctx.course, ctx.site)
             found = compiled.weight_gradients(dnet, inputs, sparse)

@@ -22,14 +22,15 @@ PANEL, BLOCK, TILE = 64, 128, 5
 _PANEL_BYTES = 4 * PANEL
 _LIST_BYTES = 8 * (BLOCK + 16)  # at most: an entry has 8 bytes, and vectors are written past the end of the last list
 _STRIP = 64  # rows of A that are transposed together
+_TURN = 320  # rows of C that are finished before the next, in a dense product: meanwhile they stay in the second cache
 _ROW_COST = 4  # of an empty row, in pairs of entries
 _MANY_ROWS = 256  # of C: from here on threads share out rows, below panels
 _WORTH_THREADS = 2**16  # multiplications: fewer take less time than starting a second thread
 u = np.uintp
 
 (A, A_ROW, B, B_PANEL, C, C_ROW, ROWS, INNER, COLUMNS, ADD, BY_ROWS, REVERSED, TRANSPOSED) = (u(k) for k in range(13))
-ENTRIES, LISTS, STRIP, SUMS = (u(k) for k in range(13, 17))
-_ARGUMENTS = 17
+ENTRIES, LISTS, LISTED, STRIP, SUMS = (u(k) for k in range(13, 18))
+_ARGUMENTS = 18
 _MEMORY = threading.local()
 
 
@@ -80,16 +81,18 @@ def dense_product(edge: int):
         for i in range(first_panel, last_panel):
             panel = first_panel + last_panel - u(1) - i if entry(arguments, REVERSED) != u(0) else i
             columns = min(entry(arguments, COLUMNS) - panel * u(PANEL), u(PANEL))
-            b, add = entry(arguments, B) + panel * entry(arguments, B_PANEL), entry(arguments, ADD)
-            a = entry(arguments, A) + row * a_row
-            c = entry(arguments, C) + row * c_row + panel * u(_PANEL_BYTES)
-            for k in range(u(0), inner, u(BLOCK)):
-                count = min(inner - k, u(BLOCK))
-                if columns < u(PANEL):
-                    narrow(a + k * u(4), a_row, b + k * u(_PANEL_BYTES), count, c, c_row, columns, add, last_row - row)
-                else:
-                    full(a + k * u(4), a_row, b + k * u(_PANEL_BYTES), count, c, c_row, columns, add, last_row - row)
-                add = u(1)
+            b = entry(arguments, B) + panel * entry(arguments, B_PANEL)
+            for turn in range(row, last_row, u(_TURN)):
+                rows, add = min(last_row - turn, u(_TURN)), entry(arguments, ADD)
+                a = entry(arguments, A) + turn * a_row
+                c = entry(arguments, C) + turn * c_row + panel * u(_PANEL_BYTES)
+                for k in range(u(0), inner, u(BLOCK)):
+                    count = min(inner - k, u(BLOCK))
+                    if columns < u(PANEL):
+                        narrow(a + k * u(4), a_row, b + k * u(_PANEL_BYTES), count, c, c_row, columns, add, rows)
+                    else:
+                        full(a + k * u(4), a_row, b + k * u(_PANEL_BYTES), count, c, c_row, columns, add, rows)
+                    add = u(1)
 
     return body
 
@@ -117,14 +120,14 @@ def _transpose_strip(arguments, row, strip, strip_row):
 def compressor():
     """Body that lists the non-zero entries of A, those of 128 columns of a row in one list; its bounds are rows.
 
-    `lists` (blocks of columns, rows, 2): address of the first entry, and pairs of entries; the last of a pair may be 0. A
-    thread's lists of a block follow each other without gaps, as they are read.
+    `lists` (blocks of columns, `listed` rows, 2): address of the first entry, and pairs of entries; the last of a pair may be
+    0. A thread's lists of a block follow each other without gaps, as they are read.
     """
 
     @region
     def body(plan, first_row, last_row):
         arguments = entry(plan, FREE)
-        rows, inner, transposed = entry(arguments, ROWS), entry(arguments, INNER), entry(arguments, TRANSPOSED) != u(0)
+        listed, inner, transposed = entry(arguments, LISTED), entry(arguments, INNER), entry(arguments, TRANSPOSED) != u(0)
         lists = entry(arguments, LISTS) + first_row * u(16)
         strip_row = (inner + u(15)) // u(16) * u(64)
         strip = entry(arguments, STRIP) + _part(plan, first_row) * u(_STRIP) * strip_row
@@ -147,8 +150,8 @@ def compressor():
                 end += (end - begin) % u(16)
                 simd.write_u64(here, begin)
                 simd.write_u64(here + u(8), (end - begin) // u(16))
-                here += rows * u(16)
-                at += rows * u(_LIST_BYTES)
+                here += listed * u(16)
+                at += listed * u(_LIST_BYTES)
             lists += u(16)
 
     return body
@@ -185,8 +188,8 @@ def sparse_product(edge: int):
     def body(plan, first, last):
         arguments = entry(plan, FREE)
         first_row, last_row, first_panel, last_panel = _share(arguments, first, last)
-        rows, inner, count = entry(arguments, ROWS), entry(arguments, INNER), last_row - first_row
-        sums = entry(arguments, SUMS) + _part(plan, first) * rows * u(_PANEL_BYTES)
+        listed, inner, count = entry(arguments, LISTED), entry(arguments, INNER), last_row - first_row
+        sums = entry(arguments, SUMS) + _part(plan, first) * listed * u(_PANEL_BYTES)
         for i in range(first_panel, last_panel):
             panel = first_panel + last_panel - u(1) - i if entry(arguments, REVERSED) != u(0) else i
             columns = min(entry(arguments, COLUMNS) - panel * u(PANEL), u(PANEL))
@@ -201,7 +204,7 @@ def sparse_product(edge: int):
                     narrow(lists, b, sums, c, stride, columns, add, count)
                 else:
                     full(lists, b, sums, c, stride, columns, add, count)
-                lists += rows * u(16)
+                lists += listed * u(16)
                 b += u(BLOCK * _PANEL_BYTES)
                 add = u(1)
 
@@ -315,6 +318,7 @@ class Product:
             scratch("sums", threads * rows * PANEL),
         )
         self.arguments[[ENTRIES, LISTS, STRIP, SUMS]] = [part.ctypes.data for part in parts]
+        self.arguments[LISTED] = rows
 
     def __call__(self, a: np.ndarray, c: np.ndarray, *, sparse: bool, listed: bool = False) -> None:
         """Write C = A B; `sparse`: by the non-zero entries of A, which may be a transposed view of an array of rows; `listed`:

@@ -140,11 +140,14 @@ class HeldSparsity(Rule):
 
     The first dnet sets t to its quantile, and so does one after a step that removed all of dnet, or none of it: t has lost
     touch then. From there on t is known before dnet is, and every step corrects it:
-    `log t += gain (sparsity - zeros / total)`. Errors add up to the change of log t over gain: over n steps in which t has to
-    follow gradients that grow or shrink by a factor of k, the mean sparsity is off by `log(k) / (gain n)` only, 0.2 points
-    for a factor of 10 in 1,000 steps. With gain 1 the feedback does not oscillate: the zeros grow by at most 0.48 for each
-    unit of log t if dnet is normal, and by less for wider distributions. (The step is that of adaptive conformal
-    inference, Gibbs and Candes 2021, on log t.) A dnet of zeros only says nothing about t and changes nothing.
+    `log t += gain (sparsity total - zeros) / largest`, by as much as it has entries: total of the largest that was seen, which
+    is all of them but where sequences of one batch end at different steps. If all steps counted alike there, the few longest
+    sequences would spoil the share; nor does a step of a few that is removed as a whole start t anew. Errors add up to the
+    change of log t over gain: over n steps in which t has to follow gradients that grow or shrink by a factor of k, the mean
+    sparsity is off by `log(k) / (gain n)` only, 0.2 points for a factor of 10 in 1,000 steps. With gain 1 the feedback does not
+    oscillate: the zeros grow by at most 0.48 for each unit of log t if dnet is normal, and by less for wider distributions.
+    (The step is that of adaptive conformal inference, Gibbs and Candes 2021, on log t.) A dnet of zeros only says nothing about
+    t and changes nothing.
     """
 
     feedback = True
@@ -155,9 +158,11 @@ class HeldSparsity(Rule):
             raise ReproError(f"gain is {gain}: it must be a positive number")
         self.sparsity, self.gain = sparsity, gain
         self._logs: list[float | None] = [None]  # site 0 is that of a rule called on its own
+        self._largest = [0]
 
     def new_site(self) -> int:
         self._logs.append(None)
+        self._largest.append(0)
         return len(self._logs) - 1
 
     def known(self, site=0):
@@ -172,21 +177,23 @@ class HeldSparsity(Rule):
         return t
 
     def observe(self, site, kept, alive, total):
+        self._largest[site] = max(self._largest[site], total)
         if not alive or self._logs[site] is None:
             return
-        zeros = 1.0 - kept / total
-        if kept == 0 or (kept == alive and zeros < self.sparsity):
+        missing = self.sparsity * total - (total - kept)
+        lost_touch = kept == 0 or (kept == alive and missing > 0)
+        if lost_touch and total == self._largest[site]:
             self._logs[site] = None
         else:
-            self._logs[site] += self.gain * (self.sparsity - zeros)
+            self._logs[site] += self.gain * missing / self._largest[site]
 
     def state_dict(self) -> dict:
-        return {"logs": list(self._logs)}
+        return {"logs": list(self._logs), "largest": list(self._largest)}
 
     def load_state_dict(self, state: dict) -> None:
         if len(state["logs"]) != len(self._logs):
             raise ReproError(f"state of {len(state['logs']) - 1} layers and directions: this rule has {len(self._logs) - 1}")
-        self._logs = list(state["logs"])
+        self._logs, self._largest = list(state["logs"]), list(state["largest"])
 
     def __repr__(self) -> str:
         return f"HeldSparsity({self.sparsity:g}, gain={self.gain:g})"

@@ -4,8 +4,9 @@ from repro.errors import ReproError, one_of
 from repro.studies.base import Exhibit, Results, Study
 from repro.studies.narang2017 import STUDY as NARANG2017
 from repro.studies.wang2017 import STUDY as WANG2017
+from repro.studies.zhu2017 import STUDY as ZHU2017
 
-STUDIES: dict[str, Study] = {study.name: study for study in (NARANG2017, WANG2017)}
+STUDIES: dict[str, Study] = {study.name: study for study in (NARANG2017, ZHU2017, WANG2017)}
 
 
 def find(name: str) -> tuple[Study, Exhibit]:

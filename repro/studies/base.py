@@ -90,7 +90,8 @@ class Exhibit:
     """One table or figure.
 
     `arms(profile)`: the trials, by arm; `tables(results)`: title -> frame, paper and ours side by side; `draw(results)`: the
-    figure, or None where a table says it all; `parameters`: fields of the profile that its notebook may change.
+    figure, or None where a table says it all; `parameters`: fields of the profile that its notebook may change;
+    `corpus_note(profile)`: what it was measured on, if not on what the study is.
     """
 
     name: str
@@ -100,6 +101,7 @@ class Exhibit:
     tables: Callable[[Results], dict[str, pd.DataFrame]]
     draw: Callable[[Results], Figure] | None = None
     parameters: tuple[str, ...] = ("seeds",)
+    corpus_note: Callable[[Any], str] | None = None
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,10 @@ class Study:
         one_of(f"exhibit of {self.name}", name, self.exhibits)
         return self.exhibits[name]
 
+    def measured_on(self, exhibit: str, profile: Any) -> str:
+        """The words of the exhibit's corpus."""
+        return (self.exhibits[exhibit].corpus_note or self.corpus_note)(profile)
+
     def claims(self) -> list[Claim]:
         """All claims, each with an exhibit and a quantity that exist (ReproError otherwise)."""
         if not self._claims:
@@ -144,7 +150,7 @@ class Study:
         for claim in self.claims():
             if claim.exhibit == exhibit:
                 values = None if claim.kind == "untestable" else self._values(claim, results)
-                source = results.machine() if claim.kind == "machine" else self.corpus_note(results.profile)
+                source = results.machine() if claim.kind == "machine" else self.measured_on(exhibit, results.profile)
                 found.append(decide(claim, values, source))
         return found
 

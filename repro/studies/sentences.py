@@ -66,6 +66,7 @@ class SentenceTrial(Trial):
     """
 
     study: ClassVar[str] = "zhu2017"
+    words: ClassVar[int]  # LSTM steps a sentence, about
 
     corpus: str
     corpus_size: str | None = None
@@ -97,6 +98,11 @@ class SentenceTrial(Trial):
     def options(self) -> dict[str, str]:
         """Of the corpus."""
         return {"size": self.corpus_size} if self.corpus_size else {}
+
+    def seconds(self) -> float:
+        """Fitted by eye to runs on one core; only plans and progress bars depend on it."""
+        macs = self.batch * self.words * self.layers * 24 * self.hidden**2
+        return 2 + self.steps * (macs / 2.5e10 + 2e-3)
 
     def label(self) -> str:
         rule = f"{self.rule} {self.value:g}"

@@ -68,6 +68,11 @@ class TextTrial(Trial):
         """tokens (T, B) and the state after the window before -> logits of the tasks, state."""
         raise NotImplementedError
 
+    @staticmethod
+    def look(model: nn.Module, tokens: Tensor) -> dict[str, float]:
+        """Further metrics of the trained model, on a window (T, B) of the text."""
+        return {}
+
     def run(self, context: Context) -> Outcome:
         import torch
 
@@ -106,6 +111,7 @@ class TextTrial(Trial):
             "validation_loss": history[-1]["validation_loss"],
             "test_loss": sum(test.values()),
             **{f"test_loss_{task}": loss for task, loss in test.items()},
+            **self.look(model, torch.from_numpy(corpus.splits["train"])[course.windows.at(0)[0]]),
             "symbols": len(corpus.vocabulary),
             "passes": self.steps / course.windows.each_pass,
             "parameters": sum(p.numel() for p in model.parameters()),
@@ -117,14 +123,15 @@ class TextTrial(Trial):
 class TransformerTrial(TextTrial):
     """A causal Transformer; it reads every window by itself, without what came before.
 
-    The rule acts on the gradients of the outputs of the four linear layers of each block. Embedding and decoder are left dense,
-    as in the paper's model.
+    The rule acts on the gradients of the outputs of the four linear layers of each block; with `inner`, of the two alone whose
+    outputs are not added to the stream that all blocks share. Embedding and decoder are left dense, as in the paper's model.
     """
 
     kind: ClassVar[str] = "transformer"
     tasks: ClassVar[tuple[str, ...]] = ("character",)
 
     heads: int = 4
+    inner: bool = False
 
     def seconds(self) -> float:
         """Fitted by eye to runs on one core; only plans and progress bars depend on it."""
@@ -136,12 +143,19 @@ class TransformerTrial(TextTrial):
         from repro.models.transformer import Transformer
 
         model = Transformer(len(corpus.vocabulary), self.hidden, self.layers, self.heads, self.length)
-        threshold_linears(model.blocks, rule)
+        for block in model.blocks:
+            for part in [getattr(block, name) for name in block.INNER] if self.inner else [block]:
+                threshold_linears(part, rule)
         return model
 
     @staticmethod
     def predict(model: nn.Module, tokens: Tensor, state) -> tuple[Answers, object]:
         return {"character": model(tokens)}, None
+
+    @staticmethod
+    def look(model: nn.Module, tokens: Tensor) -> dict[str, float]:
+        """The mean norm of a position's vector where the blocks end."""
+        return {"stream_norm": model.stream(tokens).norm(dim=2).mean().item()}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -170,8 +170,8 @@ class _Course:
         return range((epoch - 1) * len(self.windows), epoch * len(self.windows))
 
     def loss(self, model: nn.Module, update: int) -> tuple[Tensor, int]:
+        from repro.gradients.softmax import summed_loss
         from repro.models.language import detach
-        from repro.models.softmax import summed_loss
 
         self.meter.begin(update)
         tokens, targets = self.windows[update % len(self.windows)]

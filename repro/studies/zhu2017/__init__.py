@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from functools import reduce
+from operator import or_
+
 from repro.studies.base import Arms, Exhibit, Study
-from repro.studies.zhu2017 import figures, profiles, tables
+from repro.studies.zhu2017 import figures, others, profiles, recipe, sensitivity, speed, tables, tasks, variants, words
 from repro.studies.zhu2017.profiles import PROFILES, Profile, corpus_note
 from repro.studies.zhu2017.quantities import QUANTITIES
 
@@ -18,7 +21,7 @@ def dense_arm(profile: Profile) -> Arms:
     return {profiles.DENSE: profiles.dense_arms(profile)[profiles.DENSE]}
 
 
-EXHIBITS = (
+MAIN = (
     Exhibit(
         "figure2",
         "Figure 2: activations of the gates",
@@ -82,6 +85,8 @@ EXHIBITS = (
         figures.dynamic,
         (*TRAINING, "rms", "rate"),
     ),
+)
+AUDIT = (
     Exhibit(
         "audit",
         "The paper's own arithmetic",
@@ -92,6 +97,8 @@ EXHIBITS = (
         (),
     ),
 )
+FAMILIES = (sensitivity, recipe, tasks, words, others, variants, speed)
+EXHIBITS = (*MAIN, *(exhibit for family in FAMILIES for exhibit in family.EXHIBITS), *AUDIT)
 
 STUDY = Study(
     name="zhu2017",
@@ -99,6 +106,6 @@ STUDY = Study(
     citation="Zhu, Rhu, Clemons, Keckler, Xie, submitted to ICLR 2017, OpenReview HJWzXsKxx",
     profiles=PROFILES,
     exhibits={exhibit.name: exhibit for exhibit in EXHIBITS},
-    quantities=QUANTITIES,
+    quantities=reduce(or_, (family.QUANTITIES for family in FAMILIES), QUANTITIES),
     corpus_note=corpus_note,
 )

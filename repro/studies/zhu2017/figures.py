@@ -15,7 +15,8 @@ from repro.studies.zhu2017 import arithmetic as a
 from repro.studies.zhu2017 import comparisons as c
 from repro.studies.zhu2017 import quantities as q
 from repro.studies.zhu2017.comparisons import paper, per_seed
-from repro.studies.zhu2017.profiles import DENSE, NT, THRESHOLDS, N, corpus_note, held_name, short, static_name
+from repro.studies.zhu2017.profiles import DENSE, NT, THRESHOLDS, TIMED, N, corpus_note, held_name, short, static_name
+from repro.studies.zhu2017.speed import measured_speedup
 
 BLUE, RED, GREEN, PINK, ORANGE, SKY = plots.PALETTE
 
@@ -230,11 +231,12 @@ def dynamic(results: Results) -> Figure:
 
 
 def macs(results: Results) -> Figure:
-    """The ideal speed-up of our zeros and the simulated one, on the paper's curve 1 / (1 - 2 s / 3)."""
+    """The ideal speed-up of our zeros, the simulated one and the measured one, on the paper's curve 1 / (1 - 2 s / 3)."""
     figure, ax = plots.new_figure(size=(6.8, 4.6))
     zeros = np.linspace(0, 100, 101)
     ax.plot(zeros, 1 / (1 - 2 * zeros / 300), color="black", linewidth=1, label="1 / (1 - 2 s / 3)")
-    for arm, colour in zip(results.arms, (GREEN, ORANGE, BLUE), strict=True):
+    trained = [arm for arm in results.arms if not arm.endswith(TIMED)]
+    for arm, colour in zip(trained, (GREEN, ORANGE, BLUE), strict=True):
         share = interval(per_seed(results, arm, c.training_zeros))[0]
         kinds = (
             ("ideal", 1 / (1 - per_seed(results, arm, q.redundant_share)), "o", {"markerfacecolor": "none"}),
@@ -242,6 +244,11 @@ def macs(results: Results) -> Figure:
         )
         for kind, values, marker, face in kinds:
             plots.points(ax, [share], *np.array([interval(values)]).T, f"{arm}: {kind}", color=colour, fmt=marker, **face)
+        if arm + TIMED in results.arms:
+            of_step = interval(per_seed(results, arm + TIMED, lambda r: 100 * c.column(r, "zeros", "zeros").mean()))[0]
+            measured = np.array([interval(per_seed(results, arm + TIMED, measured_speedup))]).T
+            plots.points(ax, [of_step], *measured, f"{arm}: measured", color=colour, fmt="^")
+    ax.axhline(1, color="black", linestyle=":", linewidth=1)
     bounds = [paper("macs", "sparsified", "speedup_bound", percent) for percent in (80, 90, 100)]
     plots.paper(ax, [80, 90, 100], [p.value for p in bounds], bounds[0].known)
     ax.set(xlabel="zeros of dnet, %", ylabel="speed-up of the training step", title="From zeros to speed, LSTM layers")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from repro.studies.base import Arms, check_ranges
 from repro.studies.gates import CharacterTrial
 from repro.studies.sentences import SentenceSizes
+from repro.studies.speeds import SpeedSizes, SpeedTrial, TrainedSpeedTrial
 from repro.studies.words import MEDIUM, SMALL, WordRecipe, WordSizes
 
 NT, N = "NT", "N"
@@ -63,6 +64,8 @@ class Profile:
     grid: Grid
     sensitivity_steps: int
     recipe_steps: int
+    speed: SpeedSizes
+    speed_length: int
 
     def __post_init__(self):
         check_ranges(self, RANGES)
@@ -91,6 +94,7 @@ RANGES = (
     ("multitask_steps", 20, 1_000_000),
     ("sensitivity_steps", 10, 1_000_000),
     ("recipe_steps", 10, 1_000_000),
+    ("speed_length", 1, 1000),
 )
 
 MADE_SENTENCES = SentenceSizes(
@@ -135,7 +139,7 @@ LAPTOP = Profile(
     layers=3,
     length=100,
     batch=16,
-    steps=400,
+    steps=300,
     learning_rate=2e-3,
     evaluations=10,
     measurements=20,
@@ -149,9 +153,9 @@ LAPTOP = Profile(
     captioning_steps=600,
     words=MADE_WORDS,
     gru_steps=120,
-    transformer_steps=200,
+    transformer_steps=130,
     transformer_rate=1e-3,
-    multitask_steps=250,
+    multitask_steps=350,
     grid=Grid(
         layers=(2, 3, 6, 9),
         cells=(32, 64, 128),
@@ -160,8 +164,20 @@ LAPTOP = Profile(
         rates=(2e-3, 8e-3),
         batches=(4, 16),
     ),
-    sensitivity_steps=120,
-    recipe_steps=100,
+    sensitivity_steps=90,
+    recipe_steps=60,
+    speed=SpeedSizes(
+        widths=(256, 650, 1500),
+        batches=(20,),
+        rounds=(15, 8, 4),
+        sparsities=(0.5, 0.8, 0.9),
+        compared=(0.8,),
+        compared_width=650,
+        gpu_width=1500,
+        after=0.5,
+        trained_rounds=10,
+    ),
+    speed_length=35,
 )
 
 PROFILES = {
@@ -197,6 +213,18 @@ PROFILES = {
         ),
         sensitivity_steps=10,
         recipe_steps=10,
+        speed=SpeedSizes(
+            widths=(16,),
+            batches=(20,),
+            rounds=(3,),
+            sparsities=(0.5, 0.8, 0.9),
+            compared=(0.8,),
+            compared_width=16,
+            gpu_width=16,
+            after=0.1,
+            trained_rounds=3,
+        ),
+        speed_length=5,
     ),
     "laptop": LAPTOP,
     "paper": replace(
@@ -232,6 +260,17 @@ PROFILES = {
         ),
         sensitivity_steps=400,
         recipe_steps=400,
+        speed=SpeedSizes(
+            widths=(256, 650, 1024, 1500),
+            batches=(20, 32, 50),
+            rounds=(40, 20, 12, 9),
+            sparsities=(0.5, 0.65, 0.8, 0.9, 0.95),
+            compared=(0.8, 0.9),
+            compared_width=650,
+            gpu_width=1500,
+            after=0.1,
+            trained_rounds=20,
+        ),
     ),
 }
 
@@ -321,8 +360,59 @@ def dynamic_arms(profile: Profile) -> Arms:
     return training_arms(profile) | held_arms(profile) | relative | top
 
 
+TIMED = ", timed"
+
+
 def mac_arms(profile: Profile) -> Arms:
-    """The trainings whose zeros are turned into MACs and cycles."""
+    """The trainings whose zeros are turned into MACs and cycles; of those under NT a step is timed, too."""
     held = held_arms(profile)
     static = {static_name(1e-6, normalisation): arm(profile, "static", 1e-6, normalisation) for normalisation in (NT, N)}
-    return static | {held_name(0.8): held[held_name(0.8)]}
+    trained = static | {held_name(0.8): held[held_name(0.8)]}
+    timed = {
+        name + TIMED: [
+            TrainedSpeedTrial(training=trial, after=profile.speed.after, rounds=profile.speed.trained_rounds)
+            for trial in trials
+        ]
+        for name, trials in trained.items()
+        if trials[0].normalisation == NT
+    }
+    return trained | timed
+
+
+def step_name(width: int, batch: int) -> str:
+    return f"{width} cells, batch {batch}"
+
+
+ON_GPU = "GPU: "
+
+
+def speed_arms(profile: Profile) -> Arms:
+    """Steps of one layer by width and batch, on the CPU and on a GPU; and what whole columns of zeros cost in quality."""
+    sizes, arms = profile.speed, {}
+    for width, rounds in zip(sizes.widths, sizes.rounds, strict=True):
+        for batch in sizes.batches:
+            compared = sizes.compared if width == sizes.compared_width else ()
+            arms[step_name(width, batch)] = _step_trials(profile, width, batch, sizes.sparsities, compared, rounds, "cpu")
+    batch, rounds = sizes.batches[0], sizes.rounds[0]
+    gpu = _step_trials(profile, sizes.gpu_width, batch, (), sizes.compared, rounds, "cuda")
+    quality = {DENSE: arm(profile, "static", 0.0), COLUMNS_80: arm(profile, "columns", 0.8)}
+    return arms | {ON_GPU + step_name(sizes.gpu_width, batch): gpu} | quality
+
+
+COLUMNS_80 = "80% of the columns, NT"
+
+
+def _step_trials(profile: Profile, width, batch, sparsities, compared, rounds, device) -> list[SpeedTrial]:
+    return [
+        SpeedTrial(
+            hidden=width,
+            batch=batch,
+            length=profile.speed_length,
+            sparsities=sparsities,
+            compared=compared,
+            rounds=rounds,
+            device=device,
+            replicate=replicate,
+        )
+        for replicate in range(profile.seeds)
+    ]

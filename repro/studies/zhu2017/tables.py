@@ -12,7 +12,8 @@ from repro.studies.zhu2017 import arithmetic as a
 from repro.studies.zhu2017 import comparisons as c
 from repro.studies.zhu2017 import quantities as q
 from repro.studies.zhu2017.comparisons import paper, per_seed, relative_loss
-from repro.studies.zhu2017.profiles import DENSE, NT, THRESHOLDS, N, short, static_name
+from repro.studies.zhu2017.profiles import DENSE, NT, THRESHOLDS, TIMED, N, short, static_name
+from repro.studies.zhu2017.speed import ideal_speedup, measured_speedup
 
 Tables = dict[str, pd.DataFrame]
 
@@ -183,7 +184,7 @@ def dynamic(results: Results) -> Tables:
 
 
 def macs(results: Results) -> Tables:
-    """From zeros to redundant MACs, the ideal speed-up, and that of a simulated accelerator."""
+    """From zeros to redundant MACs, the ideal speed-up, that of a simulated accelerator, and the one measured."""
     printed = [
         (
             "dnet's products, 256 inputs and cells",
@@ -216,7 +217,7 @@ def macs(results: Results) -> Tables:
         ("80 % of zeros", "ideal speed-up", paper("macs", "sparsified", "speedup_bound", 80), a.macs_bound_speedup_80()),
     ]
     rows = []
-    for arm in results.arms:
+    for arm in (arm for arm in results.arms if not arm.endswith(TIMED)):
         rows += [
             (arm, "zeros, %", None, per_seed(results, arm, c.training_zeros)),
             (arm, "columns zero for the whole minibatch, %", None, per_seed(results, arm, q.zero_columns_percent)),
@@ -234,5 +235,12 @@ def macs(results: Results) -> Tables:
             ),
             (arm, "ideal speed-up", None, 1 / (1 - per_seed(results, arm, q.redundant_share))),
             (arm, "simulated speed-up", None, per_seed(results, arm, q.simulated_speedup)),
+        ]
+    for arm in (arm for arm in results.arms if arm.endswith(TIMED)):
+        share = per_seed(results, arm, lambda record: 100 * c.column(record, "zeros", "zeros").mean())
+        rows += [
+            (arm, "zeros of the step, %", None, share),
+            (arm, "ideal speed-up", None, per_seed(results, arm, ideal_speedup)),
+            (arm, "measured speed-up", None, per_seed(results, arm, measured_speedup)),
         ]
     return {"By counting": beside(printed)[["", "quantity", "paper", "known", "ours"]], "Of our trainings": beside(rows)}

@@ -1,0 +1,135 @@
+"""The time of training steps of LSTM layers, forward and backward pass apart, with a wanted share of zeros in dnet."""
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from repro.errors import ReproError
+from repro.gradients.lstm import ThresholdedLSTM
+from repro.gradients.thresholds import Rule, TopK
+
+
+class Step:
+    """The forward and the backward pass of one-layer `layers`, each fed by the one before; called: the seconds of both.
+
+    `x` (T, B, features); `d_out` (T, B, hidden): the gradient that arrives at the last layer's output; `states`: (h, c) of each
+    layer, zeros if None. Gradients of x and of all weights are formed.
+    """
+
+    def __init__(self, layers: Sequence[nn.Module], x: Tensor, d_out: Tensor, states: Sequence | None = None):
+        self.layers, self.d_out = nn.ModuleList(layers), d_out
+        self.x = x.detach().requires_grad_()
+        self.states = states or [None] * len(layers)
+
+    def __call__(self) -> tuple[float, float]:
+        self.x.grad = None
+        self.layers.zero_grad()
+        begin = self._clock()
+        out = self.x
+        for layer, state in zip(self.layers, self.states, strict=True):
+            out, _ = layer(out, state)
+        middle = self._clock()
+        out.backward(self.d_out)
+        return middle - begin, self._clock() - middle
+
+    def _clock(self) -> float:
+        if self.x.is_cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def zeros(self) -> list[float]:
+        """The share of zeros in the dnet of each layer."""
+        return [rule.zeros / rule.total for rule in self._under(_Counted)]
+
+    def threshold_for(self, share: float) -> float:
+        """The static t under which about a share of dnet is zero: the median of the quantiles of all time steps."""
+        (rule,) = self._under(lambda _: _Quantiles(share))
+        return statistics.median(rule.found)
+
+    def _under(self, make: Callable[[Rule], Rule]) -> list[Rule]:
+        """One step with another rule for each layer, made from its own; returns these."""
+        with _replaced(self.layers, make) as rules:
+            self()
+        return rules
+
+
+@contextmanager
+def _replaced(layers: nn.ModuleList, make: Callable[[Rule], Rule]) -> Iterator[list[Rule]]:
+    if not all(isinstance(layer, ThresholdedLSTM) for layer in layers):
+        raise ReproError("zeros are those of a rule: all layers must be ThresholdedLSTM")
+    before = [layer.threshold for layer in layers]
+    for layer in layers:
+        layer.threshold = make(layer.threshold)
+    try:
+        yield [layer.threshold for layer in layers]
+    finally:
+        for layer, rule in zip(layers, before, strict=True):
+            layer.threshold = rule
+
+
+class _Counted(Rule):
+    """What a rule removes, counted."""
+
+    feedback = True
+
+    def __init__(self, rule: Rule):
+        self.rule, self.signed, self.zeros, self.total = rule, rule.signed, 0, 0
+
+    def known(self, site=0):
+        return self.rule.known(site)
+
+    def threshold(self, dnet, site=0):
+        return self.rule.threshold(dnet, site)
+
+    def observe(self, site, kept, alive, total):
+        self.zeros += total - kept
+        self.total += total
+
+
+class _Quantiles(TopK):
+    """A wanted share in each time step, by the threshold that this takes."""
+
+    def __init__(self, sparsity: float):
+        super().__init__(sparsity)
+        self.found: list[float] = []
+
+    def threshold(self, dnet, site=0):
+        t = super().threshold(dnet, site)
+        self.found.append(float(t))
+        return t
+
+
+class DrawnColumns(Rule):
+    """Of the n columns of each dnet all but `n - round(sparsity n)`, drawn anew for each, become zero for the whole minibatch.
+
+    `repro.gradients.structured.ColumnTopK` selects them; what selecting takes is not to be part of a product's time.
+    """
+
+    def __init__(self, sparsity: float, seed: int):
+        self.sparsity, self._generator = sparsity, np.random.default_rng(seed)
+
+    def threshold(self, dnet, site=0):
+        columns = dnet.shape[-1]
+        thresholds = np.zeros(columns, np.float32)
+        thresholds[self._generator.permutation(columns)[: round(self.sparsity * columns)]] = math.inf
+        return torch.from_numpy(thresholds).to(dnet)
+
+
+def interleaved(steps: Mapping[str, Step], rounds: int) -> dict[str, np.ndarray]:
+    """(rounds, 2) seconds, forward and backward, of each step: in turn, the order reversed from round to round.
+
+    What disturbs the machine meets all of them. A first call of each, which compiles and finds memory, does not count.
+    """
+    for step in steps.values():
+        step()
+    found = {name: [] for name in steps}
+    for turn in range(rounds):
+        for name in list(steps)[:: 1 if turn % 2 else -1]:
+            found[name].append(steps[name]())
+    return {name: np.array(times) for name, times in found.items()}

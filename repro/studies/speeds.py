@@ -1,0 +1,233 @@
+"""Timing trials of zhu2017: what zeros of dnet are worth in real time, of one layer and within a training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from repro.engine import Context, Outcome, Trial, seed_for
+from repro.errors import ReproError, one_of
+from repro.studies.gates import CharacterTrial
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from repro.gradients.timing import Step
+
+NN, DENSE = "nn.LSTM", "dense"
+SCATTERED, COLUMNS, CSR, GATHERED = "scattered", "columns", "CSR", "gathered"
+NO_GPU = "no GPU"  # a metric that says why
+DEVICES = ("cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class SpeedSizes:
+    """Layers that are timed: each of `widths` with each of `batches`, and so many of `rounds` for each width.
+
+    `sparsities` at all widths, `compared` at `compared_width` alone, and at `gpu_width` on a GPU. `after`: the share of a
+    training that goes before its step is timed, in `trained_rounds`.
+    """
+
+    widths: tuple[int, ...]
+    batches: tuple[int, ...]
+    rounds: tuple[int, ...]
+    sparsities: tuple[float, ...]
+    compared: tuple[float, ...]
+    compared_width: int
+    gpu_width: int
+    after: float
+    trained_rounds: int
+
+
+@cache
+def has_gpu() -> bool:
+    """Whether NVIDIA's driver runs, without waiting for torch."""
+    return Path("/proc/driver/nvidia/version").exists()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedTrial(Trial):
+    """Forward and backward pass of one LSTM layer with as many inputs as cells, by several means in turn; one repeat.
+
+    Always "nn.LSTM" and "dense", this package's layer with threshold 0. At each of `sparsities`, the share of zeros in dnet:
+    "scattered", this package's step with a static threshold that leaves about as many, over a gradient and input drawn from a
+    normal distribution. At each of `compared` also "columns", the same with whole columns of every time step's dnet zero, drawn
+    at random, and by torch alone: "CSR", scattered zeros by its CSR matrices, conversion included, and "gathered", dense
+    products of the columns that are left. On a GPU, which has no kernels of this package, these two only.
+
+    Curve `steps`, a row each: `method`, `sparsity` wanted, `zeros` measured, and in seconds the median over `rounds` of
+    `forward` and `backward` and of their sum, `step`, with its quartiles `lower` and `upper`. Where there is no GPU for the
+    device "cuda" the outcome is a metric that says so, under a key of its own.
+    """
+
+    study: ClassVar[str] = "zhu2017"
+    kind: ClassVar[str] = "speed"
+    timing: ClassVar[bool] = True
+
+    hidden: int
+    batch: int
+    length: int
+    sparsities: tuple[float, ...]
+    compared: tuple[float, ...]
+    rounds: int
+    device: str = "cpu"
+    replicate: int = 0
+
+    def __post_init__(self):
+        super().__post_init__()
+        one_of("device", self.device, DEVICES)
+
+    def identity(self) -> dict[str, Any]:
+        return super().identity() | ({NO_GPU: True} if self.device == "cuda" and not has_gpu() else {})
+
+    def seconds(self) -> float:
+        """For two cores, fitted by eye."""
+        if self.device == "cuda":
+            return 5.0 if has_gpu() else 0.0
+        dense = 6e-12 * 24 * self.batch * self.length * self.hidden**2
+        methods = 2 + 0.7 * len(self.sparsities) + 10 * len(self.compared)
+        return 1.5 + (self.rounds + 2) * methods * dense
+
+    def label(self) -> str:
+        where = "GPU" if self.device == "cuda" else "CPU"
+        return f"steps of {self.hidden} cells, batch {self.batch}, on the {where}, repeat {self.replicate}"
+
+    def run(self, context: Context) -> Outcome:
+        if self.device == "cuda" and not has_gpu():
+            return Outcome({NO_GPU: "there is no NVIDIA GPU on this machine"})
+        from repro.gradients.timing import interleaved
+
+        steps = self.steps()
+        zeros = {key: 0.0 if key[0] in (NN, DENSE) else step.zeros()[0] for key, step in steps.items()}
+        rows = [
+            {"method": key[0], "sparsity": key[1], "zeros": zeros[key]} | _summary(times)
+            for key, times in interleaved(steps, self.rounds).items()
+        ]
+        return Outcome({}, {"steps": {name: [row[name] for row in rows] for name in rows[0]}})
+
+    def steps(self) -> dict[tuple[str, float], Step]:
+        """What is timed, by method and wanted share of zeros."""
+        import torch
+        from torch import nn
+
+        from repro.gradients import ThresholdedLSTM
+        from repro.gradients.peers import LibraryLSTM
+        from repro.gradients.timing import DrawnColumns, Step
+
+        torch.manual_seed(seed_for(self.study, self.replicate, f"steps of {self.hidden}"))
+        plain = nn.LSTM(self.hidden, self.hidden)
+        x, d_out = torch.randn(2, self.length, self.batch, self.hidden).to(self.device)
+
+        def step(layer) -> Step:
+            layer.load_state_dict(plain.state_dict())
+            return Step([layer.to(self.device)], x, d_out)
+
+        size = (self.hidden, self.hidden)
+        dense = step(ThresholdedLSTM(*size))
+        steps = {(NN, 0.0): step(nn.LSTM(*size)), (DENSE, 0.0): dense}
+        thresholds = {share: dense.threshold_for(share) for share in {*self.sparsities, *self.compared}}
+        if self.device == "cpu":
+            steps |= {
+                (SCATTERED, share): step(ThresholdedLSTM(*size, threshold=thresholds[share])) for share in self.sparsities
+            }
+        for share in self.compared:
+            columns = DrawnColumns(share, seed_for(self.study, self.replicate, "columns"))
+            if self.device == "cpu":
+                steps[COLUMNS, share] = step(ThresholdedLSTM(*size, threshold=columns))
+            steps[CSR, share] = step(LibraryLSTM(*size, threshold=thresholds[share], means="CSR"))
+            steps[GATHERED, share] = step(LibraryLSTM(*size, threshold=columns, means="columns"))
+        return steps
+
+
+def _summary(times: np.ndarray) -> dict[str, float]:
+    """Medians of (rounds, 2) seconds, and quartiles of their sums."""
+    import numpy as np
+
+    forward, backward = np.median(times, axis=0)
+    lower, step, upper = np.quantile(times.sum(1), [0.25, 0.5, 0.75])
+    return {"forward": forward, "backward": backward, "step": step, "lower": lower, "upper": upper}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedSpeedTrial(Trial):
+    """The LSTM layers of a character model within its training, with the zeros that its rule makes there; one repeat.
+
+    The `training` is followed for a share `after` of its updates; the step that comes next is then taken over and over: its
+    layers' forward and backward pass by "nn.LSTM", by this package without a rule ("dense"), and with it ("scattered").
+
+    Curve `steps` as of `SpeedTrial`; curve `zeros`: the share of `zeros` in the dnet of each `layer`, the lowest first.
+    """
+
+    study: ClassVar[str] = "zhu2017"
+    kind: ClassVar[str] = "trained speed"
+    timing: ClassVar[bool] = True
+
+    training: CharacterTrial
+    after: float
+    rounds: int
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= self.after < 1:
+            raise ReproError(f"the training is followed for a share of {self.after}: it must lie in [0, 1)")
+
+    @property
+    def replicate(self) -> int:
+        return self.training.replicate
+
+    def seconds(self) -> float:
+        followed = replace(self.training, snapshots=())
+        return 1 + self.after * followed.seconds() + 4 * self.rounds * followed.seconds() / self.training.steps
+
+    def label(self) -> str:
+        return f"steps within {self.training.label()}"
+
+    def run(self, context: Context) -> Outcome:
+        from torch import nn
+
+        from repro.gradients import ThresholdedLSTM
+        from repro.gradients.timing import Step, interleaved
+
+        layers, *rest = self._followed()
+        width = self.training.hidden
+        plain, dense = ([kind(width, width) for _ in layers] for kind in (nn.LSTM, ThresholdedLSTM))
+        for copies in (plain, dense):
+            for copy, layer in zip(copies, layers, strict=True):
+                copy.load_state_dict(layer.state_dict())
+        steps = {NN: Step(plain, *rest), DENSE: Step(dense, *rest), SCATTERED: Step(layers, *rest)}
+        zeros = steps[SCATTERED].zeros()
+        overall = sum(zeros) / len(zeros)
+        rows = [
+            {"method": name, "sparsity": overall * (name == SCATTERED), "zeros": overall * (name == SCATTERED)}
+            | _summary(times)
+            for name, times in interleaved(steps, self.rounds).items()
+        ]
+        curves = {"steps": {name: [row[name] for row in rows] for name in rows[0]}}
+        return Outcome({}, curves | {"zeros": {"layer": list(range(len(zeros))), "zeros": zeros}})
+
+    def _followed(self):
+        """(layers, their input, the gradient that arrives, states) of the step after the last update."""
+        import torch
+        from torch.nn.functional import cross_entropy
+
+        course = replace(self.training, snapshots=(), measurements=1).course()
+        model = course.model
+        updates = round(self.after * self.training.steps)
+        for step in range(updates):
+            course.optimizer.zero_grad()
+            summed, items = course.loss(model, step)
+            (summed / items).backward()
+            course.optimizer.step()
+            course.after_step()
+        tokens, targets = course.windows.at(updates)
+        states = None if course.windows.starts_pass(updates) else course.carried.state
+        with torch.no_grad():
+            out = x = model.embedding(tokens)
+            for layer, state in zip(model.layers, states or [None] * len(model.layers), strict=True):
+                out, _ = layer(out, state)
+        out.requires_grad_()
+        loss = cross_entropy(model.decoder(out).flatten(0, 1), targets.flatten(), reduction="sum") / self.training.items()
+        (d_out,) = torch.autograd.grad(loss, out)
+        return list(model.layers), x, d_out, states

@@ -1,0 +1,233 @@
+"""Real time: what zeros of dnet are worth in seconds, beside what MACs promise; and the quality of whole columns of zeros."""
+
+from __future__ import annotations
+
+import math
+from functools import reduce
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from repro.engine import Record
+from repro.report import plots
+from repro.studies.base import Exhibit, Quantity, Results
+from repro.studies.comparing import beside, interval
+from repro.studies.speeds import COLUMNS, CSR, DENSE, GATHERED, NN, NO_GPU, SCATTERED
+from repro.studies.zhu2017.comparisons import column, paper, per_seed, relative_loss
+from repro.studies.zhu2017.profiles import COLUMNS_80, ON_GPU, TIMED, speed_arms, static_name, step_name
+from repro.studies.zhu2017.profiles import DENSE as DENSE_TRAINING
+
+Tables = dict[str, pd.DataFrame]
+
+WORDS = {
+    NN: "nn.LSTM",
+    DENSE: "this package, threshold 0",
+    SCATTERED: "this package, scattered zeros",
+    COLUMNS: "this package, whole columns",
+    CSR: "torch's CSR matrices, scattered zeros",
+    GATHERED: "torch's dense products, columns gathered",
+}
+
+# --------------------------------------------------------------------------------------------------------------- of a record
+
+
+def timed_rows(record: Record) -> pd.DataFrame:
+    """Curve "steps" with `speedup`, the time of the faster of nn.LSTM and our dense step over that of each row."""
+    rows = pd.DataFrame(record.curves["steps"])
+    return rows.assign(speedup=rows.loc[rows["method"].isin((NN, DENSE)), "step"].min() / rows["step"])
+
+
+def speedup_of(record: Record, method: str, sparsity: float) -> float:
+    """NaN where the method was not timed."""
+    if NO_GPU in record.metrics:
+        return math.nan
+    rows = timed_rows(record)
+    found = rows.loc[(rows["method"] == method) & (rows["sparsity"] == sparsity), "speedup"]
+    return float(found.iloc[0]) if len(found) else math.nan
+
+
+def by_macs(sparsity: float) -> float:
+    """1 / (1 - 2 s / 3), as the number of cells and of inputs are equal."""
+    return 1 / (1 - 2 * sparsity / 3)
+
+
+def measured_speedup(record: Record) -> float:
+    """Of the layers of a training with the zeros of its rule, over the faster dense step."""
+    rows = timed_rows(record)
+    return float(rows.loc[rows["method"] == SCATTERED, "speedup"].iloc[0])
+
+
+def ideal_speedup(record: Record) -> float:
+    """What the zeros of the very step that was timed promise: all layers have as many MACs."""
+    return by_macs(float(column(record, "zeros", "zeros").mean()))
+
+
+# ------------------------------------------------------------------------------------------------------------------ quantities
+
+
+def _arm(results: Results, width: int, on: str = "") -> str:
+    """The arm of a width at the profile's first batch."""
+    return on + step_name(width, results.profile.speed.batches[0])
+
+
+def _speedup(width: int, method: str, sparsity: float, on: str = "") -> Quantity:
+    def quantity(results: Results):
+        arm = _arm(results, width, on)
+        if arm not in results.arms:
+            return np.full(1, math.nan)
+        return per_seed(results, arm, lambda record: speedup_of(record, method, sparsity))
+
+    return quantity
+
+
+def dense_step_over_nn_lstm(results: Results):
+    def ratio(record: Record) -> float:
+        rows = timed_rows(record).set_index("method")["step"]
+        return rows[DENSE] / rows[NN]
+
+    return reduce(np.maximum, (per_seed(results, arm, ratio) for arm in _of_steps(results)))
+
+
+def structured_over_unstructured_650(results: Results):
+    return _speedup(650, COLUMNS, 0.8)(results) / _speedup(650, SCATTERED, 0.8)(results)
+
+
+def relative_test_loss_structured_80(results: Results):
+    return relative_loss(results, COLUMNS_80, DENSE_TRAINING, "test_loss")
+
+
+def measured_over_ideal_speedup(results: Results):
+    timed = static_name(1e-6) + TIMED
+    return per_seed(results, timed, lambda record: measured_speedup(record) / ideal_speedup(record))
+
+
+QUANTITIES: dict[str, Quantity] = {
+    function.__name__: function
+    for function in (
+        dense_step_over_nn_lstm,
+        structured_over_unstructured_650,
+        relative_test_loss_structured_80,
+        measured_over_ideal_speedup,
+    )
+} | {
+    "speedup_80_256": _speedup(256, SCATTERED, 0.8),
+    "speedup_80_650": _speedup(650, SCATTERED, 0.8),
+    "speedup_90_650": _speedup(650, SCATTERED, 0.9),
+    "speedup_80_1500": _speedup(1500, SCATTERED, 0.8),
+    "speedup_90_1500": _speedup(1500, SCATTERED, 0.9),
+    "speedup_80_650_library": _speedup(650, CSR, 0.8),
+    "gpu_speedup_80_unstructured": _speedup(1500, CSR, 0.8, ON_GPU),
+    "gpu_speedup_80_structured": _speedup(1500, GATHERED, 0.8, ON_GPU),
+}
+
+# ---------------------------------------------------------------------------------------------------------- tables and figure
+
+
+def _of_steps(results: Results, on: str = "") -> list[str]:
+    """The arms that time one layer on the CPU, or `on` a GPU."""
+    return [arm for arm in results.arms if arm.startswith(on) and " cells, batch " in arm and (on or ON_GPU not in arm)]
+
+
+def timed(results: Results, arm: str) -> pd.DataFrame:
+    """All rows of an arm, `repeat` by repeat; none if nothing was run, or there is no GPU."""
+    found = [timed_rows(r).assign(repeat=r.spec["replicate"]) for r in results.seeds(arm) if NO_GPU not in r.metrics]
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
+
+
+def steps(results: Results) -> Tables:
+    """Milliseconds and speed-up of every method, and the quality of whole columns."""
+    rows = []
+    for arm in [*_of_steps(results), *_of_steps(results, ON_GPU)]:
+        found = timed(results, arm)
+        for (method, share), part in found.groupby(["method", "sparsity"], sort=False) if len(found) else ():
+            speedup, low, high = interval(part["speedup"])
+            rows.append(
+                {
+                    "": arm,
+                    "method": WORDS[method],
+                    "zeros, %": 100 * part["zeros"].mean(),
+                    "forward, ms": 1e3 * part["forward"].mean(),
+                    "backward, ms": 1e3 * part["backward"].mean(),
+                    "step, ms": 1e3 * part["step"].mean(),
+                    "speed-up": speedup,
+                    "low": low,
+                    "high": high,
+                    "by MACs": by_macs(share),
+                    "n": len(part),
+                }
+            )
+    title = f"Forward and backward pass of one LSTM layer, {results.machine()}; speed-up over the faster dense step"
+    quality = [
+        (COLUMNS_80, "test loss against t = 0, %", None, relative_test_loss_structured_80(results)),
+        (COLUMNS_80, "validation loss against t = 0, %", None, relative_loss(results, COLUMNS_80, DENSE_TRAINING)),
+    ]
+    tables = {title: pd.DataFrame(rows)} if rows else {}
+    return tables | _missing(results) | {"What whole columns of zeros cost in quality": beside(quality)}
+
+
+def _missing(results: Results) -> Tables:
+    reasons = sorted({record.metrics[NO_GPU] for record in results.used() if NO_GPU in record.metrics})
+    return {"Not timed": pd.DataFrame({"where": "GPU", "reason": reasons})} if reasons else {}
+
+
+def speed(results: Results) -> Figure:
+    """Left: speed-up over zeros for every width, under the bound by MACs. Right: every method at one width."""
+    figure, (left, right) = plots.new_figure(1, 2, size=(11, 4.6))
+    zeros = np.linspace(0, 100, 101)
+    left.plot(zeros, by_macs(zeros / 100), color="black", linewidth=1, label="1 / (1 - 2 s / 3)")
+    batch = results.profile.speed.batches[0]
+    for width, colour in zip(results.profile.speed.widths, plots.PALETTE, strict=False):
+        rows = timed(results, step_name(width, batch))
+        if rows.empty:
+            continue
+        groups = rows[rows["method"] == SCATTERED].groupby("sparsity")
+        bars = np.array([interval(part["speedup"]) for _, part in groups]).T
+        plots.points(left, 100 * groups["zeros"].mean(), *bars, f"{width} cells", color=colour, linestyle="-", linewidth=1)
+    bounds = [paper("macs", "sparsified", "speedup_bound", percent) for percent in (80, 90)]
+    plots.paper(left, [80, 90], [bound.value for bound in bounds], bounds[0].known)
+    left.axhline(1, color="black", linestyle=":", linewidth=1)
+    left.set(xlabel="zeros of dnet, %", ylabel="speed-up over the faster dense step", title=f"Scattered zeros, batch {batch}")
+    left.set(xlim=(40, 100))
+    _bars(right, results)
+    plots.legend_below(left, columns=3)
+    plots.note(figure, f"one layer, forward and backward, {results.machine()}")
+    return figure
+
+
+def _bars(ax, results: Results) -> None:
+    """The speed-up of every method at the largest share of zeros that all are timed at."""
+    sizes = results.profile.speed
+    share = sizes.compared[0]
+    rows = timed(results, step_name(sizes.compared_width, sizes.batches[0]))
+    methods = [GATHERED, CSR, COLUMNS, SCATTERED, DENSE, NN]
+    for place, method in enumerate(methods):
+        part = rows[(rows["method"] == method) & rows["sparsity"].isin((0.0, share))] if len(rows) else rows
+        if part.empty:
+            continue
+        mean, low, high = interval(part["speedup"])
+        ax.barh(place, mean, height=0.6, color=plots.PALETTE[0] if method in (DENSE, NN) else plots.PALETTE[2])
+        ax.text(max(mean, high if high == high else mean) + 0.03, place, f"{mean:.2f}", va="center", fontsize=9)
+        if low == low:
+            ax.plot([low, high], [place, place], color="black", linewidth=1.2)
+    ax.axvline(by_macs(share), color="black", linewidth=1)
+    ax.annotate(
+        "by MACs", (by_macs(share), len(methods) - 0.55), ha="right", fontsize=8, xytext=(-3, 0), textcoords="offset points"
+    )
+    ax.axvline(1, color="black", linestyle=":", linewidth=1)
+    ax.set_yticks(range(len(methods)), [WORDS[method] for method in methods])
+    ax.set(xlabel="speed-up over the faster dense step", xlim=(0, None), ylim=(-0.5, len(methods) - 0.3))
+    ax.set_title(f"{share:.0%} of zeros, {step_name(sizes.compared_width, sizes.batches[0])}")
+
+
+EXHIBITS = (
+    Exhibit(
+        "speed",
+        "Real time (ours)",
+        "Seconds of a training step with half of dnet zero or more, scattered or in columns, beside what the MACs promise.",
+        speed_arms,
+        steps,
+        speed,
+        ("seeds", "speed_length", "hidden", "layers", "length", "batch", "steps", "learning_rate"),
+    ),
+)
