@@ -120,12 +120,12 @@ MULTI30K = SentenceSizes(
     evaluations=20,
     measurements=100,
 )
-# Zaremba et al.'s set-ups for a text with a fortieth of the words and a thirtieth of the vocabulary.
+# Zaremba et al.'s set-ups for a text with a tenth of the words and a fortieth of the vocabulary.
 MADE_WORDS = WordSizes(
     corpus="made",
     corpus_size="laptop",
-    small=WordRecipe(hidden=64, length=20, epochs=4, constant_epochs=2, decay=2.0, bound=0.1, dropout=0.0),
-    medium=WordRecipe(hidden=64, length=35, epochs=6, constant_epochs=4, decay=1.2, bound=0.05, dropout=0.5),
+    small=WordRecipe(hidden=64, length=20, epochs=3, constant_epochs=2, decay=2.0, bound=0.1, dropout=0.0),
+    medium=WordRecipe(hidden=64, length=35, epochs=5, constant_epochs=3, decay=1.2, bound=0.05, dropout=0.5),
 )
 TINY_WORDS = WordRecipe(hidden=16, length=10, epochs=2, constant_epochs=1, decay=2.0, bound=0.1, dropout=0.0)
 SMOKE_SENTENCES = {"corpus_size": "smoke", "embedding": 16, "batch": 16, "evaluations": 4, "measurements": 10}
@@ -152,10 +152,10 @@ LAPTOP = Profile(
     captioning_hidden=128,
     captioning_steps=600,
     words=MADE_WORDS,
-    gru_steps=120,
-    transformer_steps=130,
+    gru_steps=100,
+    transformer_steps=90,
     transformer_rate=1e-3,
-    multitask_steps=350,
+    multitask_steps=300,
     grid=Grid(
         layers=(2, 3, 6, 9),
         cells=(32, 64, 128),
@@ -164,7 +164,7 @@ LAPTOP = Profile(
         rates=(2e-3, 8e-3),
         batches=(4, 16),
     ),
-    sensitivity_steps=90,
+    sensitivity_steps=75,
     recipe_steps=60,
     speed=SpeedSizes(
         widths=(256, 650, 1500),
