@@ -38,8 +38,8 @@ KINDS = {"transformer": TransformerTrial(**SIZES), "multitask": MultitaskTrial(*
 
 # None of these keys should change: committed records are found by them.
 GOLDEN = {
-    ("laptop", "Transformer, 80% held, NT"): "fac9db5d70f1f79e",
-    ("laptop", "Transformer, inner layers 80% held, NT"): "a6f958dc018003ef",
+    ("laptop", "Transformer, 80% held, NT"): "04e9b5e92feacf1d",
+    ("laptop", "Transformer, inner layers 80% held, NT"): "0e1eead55017cb52",
     ("laptop", "multi-task, t = 0, NT"): "8b8561afc5dd7c92",
     ("paper", "Transformer, 80% held, NT"): "c3a56ea8a6fd3ffc",
     ("paper", "Transformer, inner layers 80% held, NT"): "7bafbf25f70f8e7a",

@@ -132,7 +132,7 @@ def learning(results: Results) -> Figure:
     left.set_yscale("symlog", linthresh=2)
     right.set_xscale("symlog", linthresh=2)
     for axis in (left.yaxis, right.xaxis):
-        axis.set_major_locator(FixedLocator([-20, -10, -5, -2, -1, 0, 1, 2, 5, 10, 20, 50, 100]))
+        axis.set_major_locator(FixedLocator([-50, -20, -5, -1, 0, 1, 5, 20, 50]))
         axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     right.set_yticks(range(len(labels)), labels)
     right.invert_yaxis()
