@@ -38,9 +38,9 @@ KINDS = {"transformer": TransformerTrial(**SIZES), "multitask": MultitaskTrial(*
 
 # None of these keys should change: committed records are found by them.
 GOLDEN = {
-    ("laptop", "Transformer, 80% held, NT"): "04e9b5e92feacf1d",
-    ("laptop", "Transformer, inner layers 80% held, NT"): "0e1eead55017cb52",
-    ("laptop", "multi-task, t = 0, NT"): "8b8561afc5dd7c92",
+    ("laptop", "Transformer, 80% held, NT"): "2fee31ac9bdca9e8",
+    ("laptop", "Transformer, inner layers 80% held, NT"): "a1e567047e488545",
+    ("laptop", "multi-task, t = 0, NT"): "5654ee1d787cdde4",
     ("paper", "Transformer, 80% held, NT"): "c3a56ea8a6fd3ffc",
     ("paper", "Transformer, inner layers 80% held, NT"): "7bafbf25f70f8e7a",
     ("paper", "multi-task, t = 0, NT"): "7272c86d3a10d954",
