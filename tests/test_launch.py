@@ -188,12 +188,12 @@ def until(ask, enough, seconds: float = 60.0):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_ranks_end_with_the_process_that_started_them(tmp_path, number):
+def test_ranks_end_with_the_process_that_started_them(tmp_path, tmp_path_factory, number):
     """Ctrl-C in the middle, and a kill that leaves no time to tidy up the folder."""
-    script, told, temporary = tmp_path / "script.py", tmp_path / "told", tmp_path / "temporary"
+    script, told = tmp_path / "script.py", tmp_path / "told"
+    temporary = tmp_path_factory.mktemp("t")  # a socket lies in it, whose path must be short
     script.write_text(SLEEPING.format(folder=str(told)))
     told.mkdir()
-    temporary.mkdir()
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "TMPDIR": str(temporary)}
     with subprocess.Popen([sys.executable, script], env=environment, stderr=subprocess.PIPE, text=True) as starter:
         pids = until(lambda: [int(path.name) for path in told.iterdir()], lambda pids: len(pids) == 2)
