@@ -14,10 +14,10 @@ from repro.datasets.vocabulary import Vocabulary
 from repro.engine import Context, Record
 from repro.errors import ReproError
 from repro.gradients import HeldSparsity, Static, ThresholdedLSTM
+from repro.gradients.counting import Counted
 from repro.models.language import LanguageModel
 from repro.models.multitask import MultitaskModel
 from repro.studies.base import Results
-from repro.studies.counting import Counted
 from repro.studies.texts import MultitaskTrial, TextTrial, TransformerTrial
 from repro.studies.zhu2017 import others
 from repro.studies.zhu2017.profiles import PROFILES

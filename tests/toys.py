@@ -135,6 +135,9 @@ class AfterFaulty(Trial):
     def needs(self):
         return (Faulty(how="user"),)
 
+    def run(self, context, *needed):
+        raise AssertionError("run, although what it needs has failed")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Clock(Trial):

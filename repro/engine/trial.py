@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,7 +70,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trial:
+class Trial(ABC):
     """One trial; a study subclasses it as a frozen, keyword-only dataclass.
 
     Fields may be str, int, float, bool, None, tuples of those, and nested frozen dataclasses (other trials too);
@@ -120,11 +121,11 @@ class Trial:
         """A short human name for progress lines."""
         return " ".join([self.kind, *(f"{name}={_short(value)}" for name, value in _changed(self).items())])
 
+    @abstractmethod
     def run(self, context: Context, *needed: Record) -> Outcome:
         """Do the work. Heavy imports (torch) belong inside, so that planning stays quick; raise ReproError for a user's
         mistake.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not say how it is run")
 
 
 def seed_for(study: str, replicate: int, purpose: str) -> int:

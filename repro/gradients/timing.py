@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from repro.errors import ReproError
+from repro.gradients.counting import Counted
 from repro.gradients.lstm import ThresholdedLSTM
 from repro.gradients.thresholds import Rule, TopK
 
@@ -45,7 +46,8 @@ class Step:
 
     def zeros(self) -> list[float]:
         """The share of zeros in the dnet of each layer."""
-        return [rule.zeros / rule.total for rule in self._under(_Counted)]
+        counts = [rule.take() for rule in self._under(Counted)]
+        return [zeros / entries for entries, zeros in counts]
 
     def threshold_for(self, share: float) -> float:
         """The static t under which about a share of dnet is zero: the median of the quantiles of all time steps."""
@@ -71,25 +73,6 @@ def _replaced(layers: nn.ModuleList, make: Callable[[Rule], Rule]) -> Iterator[l
     finally:
         for layer, rule in zip(layers, before, strict=True):
             layer.threshold = rule
-
-
-class _Counted(Rule):
-    """What a rule removes, counted."""
-
-    feedback = True
-
-    def __init__(self, rule: Rule):
-        self.rule, self.signed, self.zeros, self.total = rule, rule.signed, 0, 0
-
-    def known(self, site=0):
-        return self.rule.known(site)
-
-    def threshold(self, dnet, site=0):
-        return self.rule.threshold(dnet, site)
-
-    def observe(self, site, kept, alive, total):
-        self.zeros += total - kept
-        self.total += total
 
 
 class _Quantiles(TopK):

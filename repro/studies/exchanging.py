@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -55,6 +56,9 @@ class HostsTrial(Trial):
 
     def identity(self) -> dict[str, Any]:
         return super().identity() | ({NOT_PERMITTED: True} if self.rate and _why_not() else {})
+
+    @abstractmethod
+    def measure(self) -> Outcome: ...
 
     def run(self, context: Context, *needed: Record) -> Outcome:
         if self.rate and (reason := _why_not()):

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, ClassVar
 
-from repro.engine import Context, Outcome, Trial, seed_for
+from repro.engine import Context, Outcome, seed_for
 from repro.errors import ReproError, one_of
+from repro.studies.ruled import RULES, RuledTrial, evaluations
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from repro.gradients import Rule
 
 NORMALISATIONS = ("NT", "N")
-RULES = ("static", "held", "rms", "rate", "top", "columns")
 CELLS = ("lstm", "gru")
 PRECISIONS = ("float32", "bfloat16", "float16")
 
@@ -34,7 +34,7 @@ MACHINE = (8, 32, 16)  # lanes, width and scanned entries of the simulated accel
 
 
 @dataclass(frozen=True, kw_only=True)
-class CharacterTrial(Trial):
+class CharacterTrial(RuledTrial):
     """One training run of the paper's character model: embedding, LSTM layers of the same width, linear decoder.
 
     The paper says "SGD" and no rate. This is the recipe of torch-rnn, which the paper's "word2vec layer" points to: Adam, rate
@@ -43,47 +43,31 @@ class CharacterTrial(Trial):
     time and averaged over the batch as in char-rnn. Adam is blind to the scale of the gradient (but for its epsilon), so that
     the two differ in what a threshold means and in little else.
 
-    `rule` and `value`: "static" t; "held" or "top", wanted share of zeros; "columns", wanted share of whole columns; "rms",
-    t over the root mean square of dnet; "rate", t over gradient norm / learning rate. `weights_only`: it acts in the gradients
-    of the weights alone. `precision`: to which numbers dnet is rounded where it is formed. `steps`: updates; of `measurements`
-    of them, evenly spread, all zeros are counted. `snapshots`: shares of training at which a dense arm in float32 is looked
-    at. `replicate` seeds weights and windows alike for all arms (paired).
+    `rule` and `value` also: "top", wanted share of zeros; "columns", wanted share of whole columns; "rms", t over the root mean
+    square of dnet; "rate", t over gradient norm / learning rate. `weights_only`: it acts in the gradients of the weights alone.
+    `precision`: to which numbers dnet is rounded where it is formed. `snapshots`: shares of training at which a dense arm in
+    float32 is looked at.
     """
 
-    study: ClassVar[str] = "zhu2017"
     kind: ClassVar[str] = "characters"
+    rules: ClassVar[tuple[str, ...]] = (*RULES, "rms", "rate", "top", "columns")
 
-    corpus: str
-    corpus_size: str | None = None
-    replicate: int = 0
     hidden: int
     layers: int = 3
     cell: str = "lstm"
     length: int = 100
-    batch: int
-    steps: int
-    learning_rate: float
     normalisation: str = "NT"
-    rule: str = "static"
-    value: float = 0.0
     weights_only: bool = False
     precision: str = "float32"
-    evaluations: int = 20
-    measurements: int = 20
     snapshots: tuple[float, ...] = SNAPSHOTS
 
     def __post_init__(self):
         super().__post_init__()
         one_of("normalisation", self.normalisation, NORMALISATIONS)
-        one_of("rule", self.rule, RULES)
         one_of("cell", self.cell, CELLS)
         one_of("precision", self.precision, PRECISIONS)
         if self.weights_only and self.cell != "lstm":
             raise ReproError(f"weights_only with cell {self.cell!r}: only the LSTM can keep the rule to the weights' gradients")
-        if not 1 <= self.evaluations <= self.steps:
-            raise ReproError(
-                f"{self.evaluations} evaluations in {self.steps} steps: there must be at least 1, at most one a step"
-            )
 
     @property
     def dense(self) -> bool:
@@ -110,7 +94,7 @@ class CharacterTrial(Trial):
     def run(self, context: Context) -> Outcome:
         from repro.datasets.text import contiguous_batches
         from repro.models.language import mean_loss
-        from repro.training import Diverged, fit
+        from repro.training import Diverged
 
         corpus = characters(self.corpus, self.corpus_size)
         course = self.course()
@@ -118,16 +102,13 @@ class CharacterTrial(Trial):
         held_out = {
             split: list(contiguous_batches(corpus.splits[split], self.batch, self.length)) for split in ("validation", "test")
         }
-        bounds = [round(self.steps * i / self.evaluations) for i in range(self.evaluations + 1)]
         try:
-            history = fit(
+            history = self.fit(
                 model,
                 course.optimizer,
-                lambda epoch: range(bounds[epoch - 1], bounds[epoch]),
                 course.loss,
-                epochs=self.evaluations,
+                lambda: mean_loss(model, held_out["validation"]),
                 after_step=course.after_step,
-                after_epoch=lambda epoch: {"step": bounds[epoch], "validation_loss": mean_loss(model, held_out["validation"])},
                 stateful=course.stateful(),
                 checkpoint=context.checkpoint,
             )
@@ -153,7 +134,7 @@ class CharacterTrial(Trial):
 
         from repro.models.language import LanguageModel
 
-        corpus, rule = characters(self.corpus, self.corpus_size), self._rule()
+        corpus, rule = characters(self.corpus, self.corpus_size), self.make_rule()
         torch.manual_seed(seed_for(self.study, self.replicate, "weights"))
         model = LanguageModel(len(corpus.vocabulary), self.hidden, self.hidden, self.layers, recurrent=self._layer(rule))
         if self.cell == "lstm":
@@ -162,12 +143,12 @@ class CharacterTrial(Trial):
         windows = Windows(corpus.splits["train"], self.batch, self.length, seed_for(self.study, self.replicate, "windows"))
         return Course(self, model, optimizer, rule, windows)
 
-    def _rule(self) -> Rule:
-        from repro.gradients import ByRate, HeldSparsity, RelativeRMS, Static, TopK
+    def make_rule(self) -> Rule:
+        from repro.gradients import ByRate, RelativeRMS, TopK
         from repro.gradients.structured import ColumnTopK
 
-        kinds = {"static": Static, "held": HeldSparsity, "rms": RelativeRMS, "rate": ByRate, "top": TopK, "columns": ColumnTopK}
-        return kinds[self.rule](self.value)
+        kinds = {"rms": RelativeRMS, "rate": ByRate, "top": TopK, "columns": ColumnTopK}
+        return kinds[self.rule](self.value) if self.rule in kinds else super().make_rule()
 
     def _layer(self, rule: Rule) -> Callable[[int, int], nn.Module]:
         """What makes a recurrent layer of so many inputs and units."""
@@ -187,9 +168,7 @@ class CharacterTrial(Trial):
 
     def _curves(self, history: list[dict], course: Course) -> dict[str, dict[str, list]]:
         per_symbol = self.items() / (self.batch * self.length)
-        rows = [row | {"train_loss": row["train_loss"] * per_symbol} for row in history]
-        names = ("step", "train_loss", "validation_loss", "seconds")
-        return {"evaluations": {name: [row[name] for row in rows] for name in names}} | course.curves()
+        return {"evaluations": evaluations(history, per_symbol)} | course.curves()
 
 
 @lru_cache(maxsize=2)
@@ -240,8 +219,7 @@ class Course:
         from repro.studies.probing import Meter
 
         self.trial, self.model, self.optimizer, self.rule, self.windows = trial, model, optimizer, rule, windows
-        spread = {int((i + 0.5) * trial.steps / trial.measurements) for i in range(trial.measurements)}
-        self.meter = Meter(model, Accelerator(*MACHINE), spread)
+        self.meter = Meter(model, trial.measured_steps(), Accelerator(*MACHINE))
         self.rate = torch.optim.lr_scheduler.StepLR(optimizer, HALVING * windows.each_pass, 0.5)
         self.snapshots = _Snapshots()
         self.carried = _Carried()

@@ -22,6 +22,7 @@ from repro.gradients import (
     dense_gradients,
 )
 from repro.gradients.accelerator import Accelerator, simulate, total
+from repro.gradients.counting import Counted
 from repro.gradients.recording import Site
 from repro.gradients.recurrent import ThresholdedRNN
 
@@ -66,37 +67,39 @@ class MaskedRecord(LayerRecord):
         return torch.stack(self.masks[::-1])
 
 
-class Meter:
-    """Measures some steps of a training: call `begin` before the forward pass of each step and `end` after its update.
+class ZeroMeter:
+    """Counts the zeros of some steps: call `begin` before the forward pass of each step and `end` after its update.
 
-    `columns`, a row for each measured step and layer: `entries` of dnet and how many are zero, by cause; `columns` of dnet (one
-    cell, gate and time step) and how many are zero for the whole minibatch; cycles of the layer's training step on `machine`,
-    `dense_cycles` without skipping and `simulated_cycles` with the very zeros of this step. Cycles are None of what the model
-    of the machine does not know: a GRU, and a rule in the weights' gradients alone.
+    `columns`, a row for each measured step and recurrent layer, in the order of the model's modules: `entries` of dnet and how
+    many are zero, by cause.
     """
 
-    NAMES = ("step", "layer", "entries", *CAUSES, "columns", "zero_columns", "dense_cycles", "simulated_cycles")
+    names = ("step", "layer", "entries", *CAUSES)
 
-    def __init__(self, model: nn.Module, machine: Accelerator, steps: set[int]):
+    def __init__(self, model: nn.Module, steps: set[int]):
         self.sites, self.gates, self.steps = sites(model), gate_names(model), steps
-        known = self.gates == GATES and not any(site.weights_only for site in self.sites)
-        self.machine = machine if known else None
-        self.columns: Columns = {name: [] for name in self.NAMES}
+        self.columns: Columns = {name: [] for name in self.names}
         self._step: int | None = None
+
+    def make_record(self) -> LayerRecord:
+        return LayerRecord(self.gates)
+
+    def row(self, record: LayerRecord) -> list[int | None]:
+        """What follows step and layer."""
+        return [sum(record.totals) * len(record.gates), *torch.stack(record.zeros).sum((0, 1)).tolist()]
 
     def begin(self, step: int) -> None:
         if step in self.steps:
             self._step = step
             for site in self.sites:
-                site.record = MaskedRecord(self.gates)
+                site.record = self.make_record()
 
     def end(self) -> None:
         if self._step is None:
             return
         for layer, site in enumerate(self.sites):
             record, site.record = site.record, None
-            row = (self._step, layer, *_counts(record), *_hardware(record, self.machine))
-            for column, value in zip(self.columns.values(), row, strict=True):
+            for column, value in zip(self.columns.values(), (self._step, layer, *self.row(record)), strict=True):
                 column.append(value)
         self._step = None
 
@@ -107,8 +110,26 @@ class Meter:
         self.columns = state
 
 
-def _counts(record: LayerRecord) -> list[int]:
-    return [sum(record.totals) * len(record.gates), *torch.stack(record.zeros).sum((0, 1)).tolist()]
+class Meter(ZeroMeter):
+    """Also measures what hardware could make of the zeros, where all sequences of a minibatch are equally long.
+
+    Further `columns`: those of dnet (one cell, gate and time step) and how many are zero for the whole minibatch; cycles of the
+    layer's training step on `machine`, `dense_cycles` without skipping and `simulated_cycles` with the very zeros of this step.
+    Cycles are None of what the model of the machine does not know: a GRU, and a rule in the weights' gradients alone.
+    """
+
+    names = (*ZeroMeter.names, "columns", "zero_columns", "dense_cycles", "simulated_cycles")
+
+    def __init__(self, model: nn.Module, steps: set[int], machine: Accelerator):
+        super().__init__(model, steps)
+        known = self.gates == GATES and not any(site.weights_only for site in self.sites)
+        self.machine = machine if known else None
+
+    def make_record(self) -> MaskedRecord:
+        return MaskedRecord(self.gates)
+
+    def row(self, record: MaskedRecord) -> list[int | None]:
+        return [*super().row(record), *_hardware(record, self.machine)]
 
 
 def _hardware(record: MaskedRecord, machine: Accelerator | None) -> tuple[int, int, int | None, int | None]:
@@ -119,27 +140,6 @@ def _hardware(record: MaskedRecord, machine: Accelerator | None) -> tuple[int, i
         return steps * gates, zero, None, None
     cycles = total(simulate(mask, gates // 4, machine).values())  # the embedding is as wide as the layers
     return steps * gates, zero, cycles.dense, cycles.simulated
-
-
-class _Counted(Rule):
-    """Another rule that has no feedback, and counts of what it leaves."""
-
-    feedback = True
-
-    def __init__(self, rule: Rule):
-        self.rule, self.signed, self.kept, self.total = rule, rule.signed, 0, 0
-
-    def known(self, site=0):
-        return self.rule.known(site)
-
-    def __call__(self, dnet, site=0):
-        self.rule(dnet, site)
-        self.observe(site, int(dnet.count_nonzero()), dnet.numel(), dnet.numel())
-        return dnet
-
-    def observe(self, site, kept, alive, total):
-        self.kept += kept
-        self.total += total
 
 
 @contextmanager
@@ -172,13 +172,13 @@ class SingleStep:
 
         Gradients are left cleared.
         """
-        counted = _Counted(rule)
+        counted = Counted(rule)
         self.model.zero_grad()
         with _under(self.model, counted, weights_only):
             self.loss.backward(retain_graph=True)
         cosine = cosines(self.model, self.reference)["all"]
         self.model.zero_grad()
-        return counted.total, counted.total - counted.kept, cosine
+        return *counted.take(), cosine
 
     def thresholds(self, thresholds: tuple[float, ...], printed: float) -> Columns:
         """Figure 3: a row for each static t, and one for the printed signed rule at t = `printed`."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
-from repro.engine import Context, Outcome, Trial, seed_for
-from repro.errors import ReproError, one_of
+from repro.engine import Context, Outcome, seed_for
+from repro.studies.ruled import RuledTrial, evaluations
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from repro.models.sentences import Recurrent
 
-RULES = ("static", "held")
 INITIAL = 0.08  # bound of the uniform initialisation, Sutskever et al. 2014, section 3.4
 LONGEST = 50  # words that are written for one sentence
 EXAMPLES = 6  # sentences of the test set that a record shows
@@ -56,44 +55,24 @@ class Task:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SentenceTrial(Trial):
+class SentenceTrial(RuledTrial):
     """One training run of a model that writes sentences; a subclass says which model, on what, by `task`.
 
     The loss is averaged over all words of the batch (NT). Adam at a constant rate. Weights start uniform in [-0.08, 0.08], as
-    in Sutskever et al. 2014; their clipping is left out, as its bound belongs to another normalisation. `rule` and `value`:
-    "static" t, or "held", wanted share of zeros. `steps`: updates; of `measurements` of them, evenly spread, all zeros of dnet
-    are counted; padding has no dnet. `replicate` seeds weights and batches alike for all arms (paired).
+    in Sutskever et al. 2014; their clipping is left out, as its bound belongs to another normalisation. Padding has no
+    dnet.
     """
 
-    study: ClassVar[str] = "zhu2017"
     words: ClassVar[int]  # LSTM steps a sentence, about
 
-    corpus: str
-    corpus_size: str | None = None
-    replicate: int = 0
     embedding: int
     hidden: int
     layers: int
     dropout: float = 0.0
-    batch: int
-    steps: int
-    learning_rate: float
-    rule: str = "static"
-    value: float = 0.0
-    evaluations: int = 10
-    measurements: int = 20
 
-    def __post_init__(self):
-        super().__post_init__()
-        one_of("rule", self.rule, RULES)
-        if not 1 <= self.evaluations <= self.steps:
-            raise ReproError(
-                f"{self.evaluations} evaluations in {self.steps} steps: there must be at least 1, at most one a step"
-            )
-
+    @abstractmethod
     def task(self, recurrent: Recurrent) -> Task:
         """The model, its layers made by `recurrent`, and its corpus."""
-        raise NotImplementedError(f"{type(self).__name__} does not say what it is trained on")
 
     def options(self) -> dict[str, str]:
         """Of the corpus."""
@@ -111,41 +90,38 @@ class SentenceTrial(Trial):
     def run(self, context: Context) -> Outcome:
         import torch
 
-        from repro.gradients import HeldSparsity, Static, ThresholdedLSTM
+        from repro.gradients import ThresholdedLSTM
         from repro.models.language import initialise_uniform
         from repro.models.sentences import mean_loss, summed_loss
-        from repro.training import Diverged, fit
+        from repro.studies.probing import ZeroMeter
+        from repro.training import Diverged
 
-        rule = {"static": Static, "held": HeldSparsity}[self.rule](self.value)
+        rule = self.make_rule()
         torch.manual_seed(seed_for(self.study, self.replicate, "weights"))
         task = self.task(partial(ThresholdedLSTM, threshold=rule))
         initialise_uniform(task.model, INITIAL)
         passes = Passes(partial(task.batches, "train"), seed_for(self.study, self.replicate, "batches"))
-        meter = ZeroMeter(task.model, {int((i + 0.5) * self.steps / self.measurements) for i in range(self.measurements)})
-        bounds = [round(self.steps * i / self.evaluations) for i in range(self.evaluations + 1)]
+        meter = ZeroMeter(task.model, self.measured_steps())
 
         def loss(model: nn.Module, step: int) -> tuple[Tensor, int]:
             meter.begin(step)
             return summed_loss(model, *passes.at(step))
 
-        def evaluate(epoch: int) -> dict:
-            return {"step": bounds[epoch], "validation_loss": mean_loss(task.model, task.batches("validation", None))}
-
         try:
-            history = fit(
+            history = self.fit(
                 task.model,
                 torch.optim.Adam(task.model.parameters(), self.learning_rate),
-                lambda epoch: range(bounds[epoch - 1], bounds[epoch]),
                 loss,
-                epochs=self.evaluations,
+                lambda: mean_loss(task.model, task.batches("validation", None)),
                 after_step=meter.end,
-                after_epoch=evaluate,
                 stateful=(rule, meter),
                 checkpoint=context.checkpoint,
             )
         except Diverged as stop:
-            return Outcome({"stopped": str(stop)}, _evaluations(stop.history) | {"zeros": meter.columns}, diverged=True)
-        curves = _evaluations(history) | {"zeros": meter.columns}
+            return Outcome(
+                {"stopped": str(stop)}, {"evaluations": evaluations(stop.history), "zeros": meter.columns}, diverged=True
+            )
+        curves = {"evaluations": evaluations(history), "zeros": meter.columns}
         if self.rule == "static" and self.value == 0:
             curves["histograms"] = histograms(task.model, passes.at(self.steps))
         metrics = {
@@ -180,45 +156,6 @@ class Passes:
         self._number, self._now = number, list(self._batches(np.random.default_rng([self._seed, number])))
 
 
-class ZeroMeter:
-    """Counts the zeros of some steps: call `begin` before the forward pass of each step and `end` after its update.
-
-    `columns`, a row for each measured step and layer (in the order of the model's modules): `entries` of dnet and how many are
-    zero, by cause.
-    """
-
-    def __init__(self, model: nn.Module, steps: set[int]):
-        from repro.gradients import CAUSES
-
-        self.model, self.steps = model, steps
-        self.columns: dict[str, list] = {name: [] for name in ("step", "layer", "entries", *CAUSES)}
-        self._recording = ExitStack()
-        self._step, self._records = None, {}
-
-    def begin(self, step: int) -> None:
-        from repro.gradients import record
-
-        if step in self.steps:
-            self._step, self._records = step, self._recording.enter_context(record(self.model))
-
-    def end(self) -> None:
-        import torch
-
-        self._recording.close()
-        for layer, found in enumerate(self._records.values()):
-            zeros = torch.stack(found.zeros).sum((0, 1)).tolist()
-            row = (self._step, layer, sum(found.totals) * len(found.gates), *zeros)
-            for column, value in zip(self.columns.values(), row, strict=True):
-                column.append(value)
-        self._records = {}
-
-    def state_dict(self) -> dict:
-        return self.columns
-
-    def load_state_dict(self, state: dict) -> None:
-        self.columns = state
-
-
 def histograms(model: nn.Module, batch: tuple[Tensor, ...]) -> dict[str, list]:
     """Curve "histograms" at the end of training: gate activations of all layers on a batch, in evaluation mode."""
     from repro.gradients import record
@@ -235,11 +172,6 @@ def histograms(model: nn.Module, batch: tuple[Tensor, ...]) -> dict[str, list]:
         "bin": list(range(bins)) * len(gates),
         "count": counts.flatten().tolist(),
     }
-
-
-def _evaluations(history: list[dict]) -> dict[str, dict[str, list]]:
-    names = ("step", "train_loss", "validation_loss", "seconds")
-    return {"evaluations": {name: [row[name] for row in history] for name in names}}
 
 
 def _score(written: list[Written]) -> Outcome:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from repro.engine import Context, Outcome, Trial, seed_for
-from repro.errors import ReproError, one_of
+from repro.engine import Context, Outcome, seed_for
+from repro.studies.ruled import RuledTrial, evaluations
 
 if TYPE_CHECKING:
     import torch
@@ -14,59 +15,37 @@ if TYPE_CHECKING:
 
     from repro.datasets.text import TextCorpus
     from repro.gradients import Rule
-    from repro.studies.counting import Counted
+    from repro.gradients.counting import Counted
 
     Answers = dict[str, Tensor]  # of each task: logits (T, B, classes), or classes (T, B)
 
-RULES = ("static", "held")
 HALVING = 5  # passes over the text after which the learning rate is halved, as in the recipe of the character model
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextTrial(Trial):
+class TextTrial(RuledTrial):
     """One training run on windows of a text, with the recipe of `CharacterTrial`: Adam, its rate halved every 5 passes.
 
-    The loss is averaged over batch and time (NT) and summed over the tasks. `rule` and `value`: "static" t,
-    or "held", wanted share of zeros. `steps`: updates; of `measurements` of them, evenly spread, all zeros are counted.
-    `replicate` seeds weights and windows alike for all arms (paired).
+    The loss is averaged over batch and time (NT) and summed over the tasks.
     """
 
-    study: ClassVar[str] = "zhu2017"
     tasks: ClassVar[tuple[str, ...]]  # of `repro.datasets.tasks`
 
-    corpus: str
-    corpus_size: str | None = None
-    replicate: int = 0
     hidden: int
     layers: int = 3
     length: int = 100
-    batch: int
-    steps: int
-    learning_rate: float
-    rule: str = "static"
-    value: float = 0.0
-    evaluations: int = 20
-    measurements: int = 20
-
-    def __post_init__(self):
-        super().__post_init__()
-        one_of("rule", self.rule, RULES)
-        if not 1 <= self.evaluations <= self.steps:
-            raise ReproError(
-                f"{self.evaluations} evaluations in {self.steps} steps: there must be at least 1, at most one a step"
-            )
 
     def label(self) -> str:
         return f"{self.kind} {self.layers}x{self.hidden} {self.rule} {self.value:g} on {self.corpus}, seed {self.replicate}"
 
+    @abstractmethod
     def model(self, corpus: TextCorpus, rule: Rule) -> nn.Module:
         """A new model whose gradients the rule acts on."""
-        raise NotImplementedError
 
     @staticmethod
+    @abstractmethod
     def predict(model: nn.Module, tokens: Tensor, state) -> tuple[Answers, object]:
         """tokens (T, B) and the state after the window before -> logits of the tasks, state."""
-        raise NotImplementedError
 
     @staticmethod
     def look(model: nn.Module, tokens: Tensor) -> dict[str, float]:
@@ -76,30 +55,23 @@ class TextTrial(Trial):
     def run(self, context: Context) -> Outcome:
         import torch
 
-        from repro.gradients import HeldSparsity, Static
-        from repro.studies.counting import Counted
+        from repro.gradients.counting import Counted
         from repro.studies.gates import characters
-        from repro.training import Diverged, fit
+        from repro.training import Diverged
 
         corpus = characters(self.corpus, self.corpus_size)
-        rule = Counted({"static": Static, "held": HeldSparsity}[self.rule](self.value))
+        rule = Counted(self.make_rule())
         torch.manual_seed(seed_for(self.study, self.replicate, "weights"))
         model = self.model(corpus, rule)
         optimizer = torch.optim.Adam(model.parameters(), self.learning_rate)
         course = _Course(self, corpus, optimizer, rule)
-        bounds = [round(self.steps * i / self.evaluations) for i in range(self.evaluations + 1)]
         try:
-            history = fit(
+            history = self.fit(
                 model,
                 optimizer,
-                lambda epoch: range(bounds[epoch - 1], bounds[epoch]),
                 course.loss,
-                epochs=self.evaluations,
+                lambda: sum(course.mean_losses(model, "validation").values()),
                 after_step=course.after_step,
-                after_epoch=lambda epoch: {
-                    "step": bounds[epoch],
-                    "validation_loss": sum(course.mean_losses(model, "validation").values()),
-                },
                 stateful=(course, course.rate, rule),
                 checkpoint=context.checkpoint,
             )
@@ -203,7 +175,7 @@ class _Course:
         places = np.arange(len(corpus.splits["train"]))
         self.windows = Windows(places, trial.batch, trial.length, seed_for(trial.study, trial.replicate, "windows"))
         self.rate = torch.optim.lr_scheduler.StepLR(optimizer, HALVING * self.windows.each_pass, 0.5)
-        self.measured = {int((i + 0.5) * trial.steps / trial.measurements) for i in range(trial.measurements)}
+        self.measured = trial.measured_steps()
         self.zeros: dict[str, list] = {"step": [], "entries": [], "zeros": []}
         self.state = None
 
@@ -253,8 +225,7 @@ class _Course:
         return losses, None if state is None else detach(state)
 
     def curves(self, history: list[dict]) -> dict[str, dict[str, list]]:
-        names = ("step", "train_loss", "validation_loss", "seconds")
-        return {"evaluations": {name: [row[name] for row in history] for name in names}, "zeros": self.zeros}
+        return {"evaluations": evaluations(history), "zeros": self.zeros}
 
     def state_dict(self) -> dict:
         return {"state": self.state, "zeros": self.zeros}

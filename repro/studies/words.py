@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, ClassVar
 
 from repro.engine import Context, Outcome, Trial, seed_for
 from repro.errors import ReproError, one_of
+from repro.studies.ruled import RULES, evenly, static_or_held
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from repro.studies.probing import Meter
-
-RULES = ("static", "held")
 
 # What the small and the medium set-up share: sequences of a minibatch, LSTM layers, first learning rate, largest gradient norm.
 BATCH, LAYERS, RATE, CLIP = 20, 2, 1.0, 5.0
@@ -98,7 +97,7 @@ class WordTrial(Trial):
         import torch
 
         from repro.datasets.text import contiguous_batches, load_words
-        from repro.gradients import HeldSparsity, Static, ThresholdedLSTM
+        from repro.gradients import ThresholdedLSTM
         from repro.gradients.accelerator import Accelerator
         from repro.models.language import LanguageModel, initialise_uniform, mean_loss
         from repro.studies.gates import MACHINE
@@ -107,7 +106,7 @@ class WordTrial(Trial):
 
         recipe = self.recipe
         corpus = load_words(self.corpus, **({"size": self.corpus_size} if self.corpus_size else {}))
-        rule = {"static": Static, "held": HeldSparsity}[self.rule](self.value)
+        rule = static_or_held(self.rule, self.value)
         torch.manual_seed(seed_for(self.study, self.replicate, "words"))
         model = LanguageModel(
             len(corpus.vocabulary),
@@ -123,8 +122,7 @@ class WordTrial(Trial):
             list(contiguous_batches(corpus.splits[split], BATCH, recipe.length)) for split in ("train", "validation")
         )
         updates = recipe.epochs * len(windows)
-        spread = {int((i + 0.5) * updates / self.measurements) for i in range(self.measurements)}
-        meter = Meter(model, Accelerator(*MACHINE), spread)
+        meter = Meter(model, evenly(updates, self.measurements), Accelerator(*MACHINE))
         course = _Course(recipe, optimizer, windows, meter)
         try:
             history = fit(

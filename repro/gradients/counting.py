@@ -1,18 +1,15 @@
-"""A rule that counts what it leaves, for layers of any kind."""
-
-from __future__ import annotations
+"""A rule that counts what another one leaves, for layers of any kind."""
 
 from torch import Tensor
 
-from repro.gradients import Rule
+from repro.gradients.thresholds import Rule
 
 
 class Counted(Rule):
-    """Another rule; while `counting`, entries that it was given and entries that are not zero after it are added up."""
+    """Another rule; while `counting`, the entries of dnet it was given and those that are not zero after it are added up."""
 
-    def __init__(self, rule: Rule):
-        self.rule = rule
-        self.counting = False
+    def __init__(self, rule: Rule, counting: bool = True):
+        self.rule, self.counting = rule, counting
         self.entries = self.kept = 0
 
     @property
@@ -29,11 +26,17 @@ class Counted(Rule):
     def known(self, site: int = 0) -> float | None:
         return self.rule.known(site)
 
-    def threshold(self, dnet: Tensor, site: int = 0) -> float | Tensor:
-        return self.rule.threshold(dnet, site)
-
     def observe(self, site: int, kept: int, alive: int, total: int) -> None:
         self.rule.observe(site, kept, alive, total)
+        self._count(kept, total)
+
+    def __call__(self, dnet: Tensor, site: int = 0) -> Tensor:
+        self.rule(dnet, site)
+        if self.counting:
+            self._count(int(dnet.count_nonzero()), dnet.numel())
+        return dnet
+
+    def _count(self, kept: int, total: int) -> None:
         if self.counting:
             self.entries += total
             self.kept += kept
