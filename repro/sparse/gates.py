@@ -135,7 +135,6 @@ def cell_step(kind: str):
     """
     equations = CELLS[kind].equations
 
-    @intrinsic
     def step(typing, u, x, bias, h, c, following, out):
         def generate(context, builder, signature, arguments):
             def reader(address):
@@ -150,7 +149,8 @@ def cell_step(kind: str):
 
         return types.void(*[types.uintp] * 7), generate
 
-    return step
+    step.__name__ = f"step_{kind}"  # by which kernels that close over it are told apart
+    return intrinsic(step)
 
 
 @intrinsic

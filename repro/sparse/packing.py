@@ -20,7 +20,8 @@ CSR (any processor, any batch): values, columns of 2 bytes (4 from 65,537 column
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
+
+from repro.sparse.caching import compiled
 
 LANES = 16
 WINDOW = {"P64": 64, "P64 exact": 64, "P16": 32}
@@ -111,7 +112,7 @@ def _cost(steps: int, count: int) -> float:
     return steps * (2.6 * count + 2.0)
 
 
-@njit
+@compiled
 def _place(columns, pointers, window, count):
     """(starts, groups, slot, lane, place): windows of all steps, first step of each group, and where each weight goes."""
     rows = len(pointers) - 1
