@@ -1,34 +1,21 @@
-"""Notebooks are executed one process each, and turned into HTML that needs neither scripts nor the network."""
+"""Notebooks are executed, and turned into HTML that needs neither scripts nor the network."""
 
-import json
 import os
 import re
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
 from pathlib import Path
 
 from repro.errors import ReproError
 
-# The request comes as JSON on standard input: papermill's own command line reads parameters as YAML 1.1, where 1e-06 is a text.
-_RUN = """
-import json, sys
-import papermill
-from papermill.exceptions import PapermillExecutionError
-request = json.load(sys.stdin)
-try:
-    papermill.execute_notebook(**request, kernel_name="python3", language="python", progress_bar=False)
-except PapermillExecutionError as error:
-    print(json.dumps({"cell": error.exec_count, "error": f"{error.ename}: {error.evalue}"}))
-    sys.exit(3)
-"""
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def execute(notebook: Path, output: Path, parameters: dict) -> Path:
-    """Run `notebook` with papermill in a process of its own and store the executed copy as `output`; returns `output`.
+    """Run `notebook` with papermill, whose kernel is a process of its own; store the executed copy as `output` and return that.
 
     `output` appears only when every cell has run. After a failing cell the notebook up to it lies beside it as
     `<name>.failed.ipynb`, and a ReproError names the notebook, the cell and the error's last line.
@@ -38,17 +25,10 @@ def execute(notebook: Path, output: Path, parameters: dict) -> Path:
         raise ReproError(f"no notebook {notebook}: run from a clone of the repository, or give a path that exists")
     partial = output.with_name(f".{output.stem}.{os.getpid()}.partial.ipynb")
     failed = output.with_name(f"{output.stem}.failed.ipynb")
-    request = {"input_path": str(notebook), "output_path": str(partial), "parameters": parameters}
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        process = subprocess.run(
-            [sys.executable, "-c", _RUN],
-            input=json.dumps(request),
-            capture_output=True,
-            text=True,
-            env=os.environ | {"PYDEVD_DISABLE_FILE_VALIDATION": "1"},
-        )
-        if process.returncode == 0:
+        complaint = _run(notebook, partial, parameters)
+        if complaint is None:
             os.replace(partial, output)
             failed.unlink(missing_ok=True)
             return output
@@ -58,7 +38,29 @@ def execute(notebook: Path, output: Path, parameters: dict) -> Path:
         raise ReproError(f"cannot write {output}: {error.strerror}; free space or choose another folder") from error
     finally:
         partial.unlink(missing_ok=True)
-    raise ReproError(f"{notebook} {_complaint(process)}" + (f" (see {failed})" if failed.exists() else ""))
+    raise ReproError(f"{notebook} {complaint}" + (f" (see {failed})" if failed.exists() else ""))
+
+
+def _run(notebook: Path, output: Path, parameters: dict) -> str | None:
+    """What is wrong, if anything. Called from Python: papermill's command line reads YAML 1.1, where 1e-06 is a text."""
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    try:
+        papermill.execute_notebook(
+            str(notebook), str(output), parameters, kernel_name="python3", language="python", progress_bar=False
+        )
+    except PapermillExecutionError as error:
+        return f"failed in cell [{error.exec_count}]: {_last_line(f'{error.ename}: {error.evalue}')}"
+    except OSError:
+        raise
+    except Exception as error:  # of a kernel that died, of a file that is no notebook
+        return f"could not be run: {_last_line(f'{type(error).__name__}: {error}')}"
+    return None
+
+
+def _last_line(message: str) -> str:
+    return _COLOUR.sub("", message).strip().splitlines()[-1]
 
 
 def execute_all(tasks: Iterable[tuple[Path, Path, dict]], jobs: int = 1, progress: Callable[[str], None] = print) -> list[Path]:
@@ -70,7 +72,7 @@ def execute_all(tasks: Iterable[tuple[Path, Path, dict]], jobs: int = 1, progres
     tasks = list(tasks)
     began = time.monotonic()
     failures = {}
-    pool = ThreadPoolExecutor(max_workers=jobs)
+    pool = ProcessPoolExecutor(jobs, get_context("spawn"), _silence)
     try:
         numbers = {pool.submit(execute, *task): number for number, task in enumerate(tasks)}
         for done, future in enumerate(as_completed(numbers), start=1):
@@ -78,7 +80,7 @@ def execute_all(tasks: Iterable[tuple[Path, Path, dict]], jobs: int = 1, progres
             word = "done"
             try:
                 future.result()
-            except ReproError as error:
+            except (ReproError, BrokenProcessPool) as error:
                 failures[number] = str(error)
                 word = "FAILED"
             progress(f"[{done}/{len(tasks)}] {word} {tasks[number][0]} after {time.monotonic() - began:.0f} s")
@@ -89,14 +91,11 @@ def execute_all(tasks: Iterable[tuple[Path, Path, dict]], jobs: int = 1, progres
     return [Path(output) for _, output, _ in tasks]
 
 
-def _complaint(process: subprocess.CompletedProcess) -> str:
-    lines = process.stdout.strip().splitlines()
-    if process.returncode == 3 and lines:
-        report = json.loads(lines[-1])
-        message = _COLOUR.sub("", report["error"]).strip().splitlines()[-1]
-        return f"failed in cell [{report['cell']}]: {message}"
-    told = _COLOUR.sub("", process.stderr).strip().splitlines()
-    return f"could not be run (exit {process.returncode}): {told[-1] if told else 'no message'}"
+def _silence() -> None:
+    """What kernels say besides the outputs of cells: notes on debuggers and transports."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
 
 
 # Code is matched first and kept; an opening dollar touches what follows, a closing one what precedes (pandoc's rule), so
