@@ -26,10 +26,10 @@ print(len(recorder.buffer))
 STEP = "from numba import njit\n@njit\ndef step(x):\n    return {step}\n"
 KERNELS = """
 import sys
-from repro.sparse.caching import compiled
+from repro.sparse.caching import kept
 from step import step
 def times(factor):
-    @compiled
+    @kept
     def kernel(x):
         return factor * step(x)
     return kernel

@@ -14,7 +14,7 @@ from repro.gradients.products import LISTS, REVERSED, ROWS, A, C, Product
 from repro.gradients.recording import Site
 from repro.gradients.recurrent import Course, States
 from repro.gradients.thresholds import Static
-from repro.sparse.caching import compiled
+from repro.sparse.caching import kept
 from repro.sparse.regions import BOUNDS, THREADS, entry, make_plan, region, run, thread_count
 from repro.sparse.simd import has_avx512
 
@@ -90,13 +90,13 @@ def _backward_point():
     return body
 
 
-@compiled
+@kept
 def _share_rows(plan, first, rows):
     for i in range(plan[THREADS] + 1):
         plan[BOUNDS + i] = first + rows * i // plan[THREADS]
 
 
-@compiled
+@kept
 def _forward_steps(starts, sizes, before_h, point, plan, body, product, product_plan, product_body):
     """Steps from frame `starts[i]` on with `sizes[i]` sequences. Addresses in `point` and `before_h` are of frame 0."""
     base = point.copy()
@@ -112,7 +112,7 @@ def _forward_steps(starts, sizes, before_h, point, plan, body, product, product_
     point[:] = base
 
 
-@compiled
+@kept
 def _gradient_step(start, size, point, plan, body, counts):
     """Form the dnet of one step; returns how many entries are not zero before the threshold, and after it."""
     base = point.copy()
@@ -130,7 +130,7 @@ def _gradient_step(start, size, point, plan, body, counts):
     return alive, kept
 
 
-@compiled
+@kept
 def _product_step(start, size, kept, dnet, product, dense_plan, dense_body, list_plan, list_body, sparse_body):
     """dh = dnet U of one step; `dnet`: the address of frame 0. Returns whether its non-zero entries were listed."""
     columns = product[products.INNER]
@@ -148,7 +148,7 @@ def _product_step(start, size, kept, dnet, product, dense_plan, dense_body, list
     return True
 
 
-@compiled
+@kept
 def _backward_steps(starts, sizes, gradient, product):
     """All steps with one threshold; returns how many entries of dnet are not zero, and whether all of them were listed."""
     total, listed = 0, True

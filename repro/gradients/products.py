@@ -14,7 +14,7 @@ import numpy as np
 from numba import njit
 
 from repro.gradients import simd
-from repro.sparse.caching import compiled
+from repro.sparse.caching import kept
 from repro.sparse.packing import aligned
 from repro.sparse.regions import BOUNDS, FREE, THREADS, entry, make_plan, region, run, thread_count
 from repro.sparse.simd import read_u64
@@ -212,7 +212,7 @@ def sparse_product(edge: int):
     return body
 
 
-@compiled
+@kept
 def _share_pairs(plan, lists, work):
     """Bounds of rows with about as many pairs in each part; `lists` (blocks, rows, 2) from `compressor`."""
     work[:] = _ROW_COST

@@ -16,7 +16,7 @@ from numba.core.ccallback import CFunc
 from numba.core.dispatcher import Dispatcher
 
 
-def compiled(function: Callable) -> Dispatcher:
+def kept(function: Callable) -> Dispatcher:
     """`numba.njit`, but kept.
 
     `function` may close over kernels, numbers, types and intrinsics, known by their names; not over addresses, which end with
@@ -27,8 +27,8 @@ def compiled(function: Callable) -> Dispatcher:
     return dispatcher
 
 
-def compiled_callback(function: Callable) -> CFunc:
-    """`numba.cfunc` of a function (address) -> nothing, but kept like `compiled`."""
+def kept_callback(function: Callable) -> CFunc:
+    """`numba.cfunc` of a function (address) -> nothing, but kept like that of `kept`."""
     callback = CFunc(function, ((types.uintp,), types.void), {}, {})
     callback._cache = _kept(function)
     callback.compile()

@@ -9,7 +9,7 @@ from functools import cache
 import numpy as np
 from numba import njit
 
-from repro.sparse.caching import compiled
+from repro.sparse.caching import kept
 from repro.sparse.packing import CSR_UNIT
 from repro.sparse.regions import FREE, array_at, entry, region, run
 from repro.sparse.simd import read_u32, read_u64, row_step, scale_sums, store_sums, window_step, zero_sums
@@ -19,7 +19,7 @@ _A, _B, _C, _D, _X, _X_STRIDE, _Y, _Y_STRIDE = (FREE + k for k in range(8))
 u = np.uintp
 
 
-@compiled
+@kept
 def finite(x):
     """Whether a contiguous float32 array holds neither infinity nor NaN."""
     bits = x.reshape(-1).view(np.uint32)

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from repro.sparse.caching import compiled
+from repro.sparse.caching import kept
 
 LANES = 16
 WINDOW = {"P64": 64, "P64 exact": 64, "P16": 32}
@@ -112,7 +112,7 @@ def _cost(steps: int, count: int) -> float:
     return steps * (2.6 * count + 2.0)
 
 
-@compiled
+@kept
 def _place(columns, pointers, window, count):
     """(starts, groups, slot, lane, place): windows of all steps, first step of each group, and where each weight goes."""
     rows = len(pointers) - 1

@@ -20,7 +20,7 @@ from numba import carray, njit, types
 from numba.extending import intrinsic
 from threadpoolctl import threadpool_info
 
-from repro.sparse.caching import compiled, compiled_callback
+from repro.sparse.caching import kept, kept_callback
 from repro.sparse.simd import read_u64
 
 THREADS, _PARALLEL, _NUMBER, _TEAM, FREE, BOUNDS = 0, 1, 2, 3, 4, 12
@@ -102,7 +102,7 @@ def array_at(address, size, dtype):
     return carray(_pointer(address), (size,), dtype)
 
 
-@compiled
+@kept
 def run(plan, body):
     """Run the region of which `body` is the address, and wait for it."""
     address = u(plan.ctypes.data)
@@ -116,7 +116,7 @@ def region(part):
     """Compile `part(plan, first, last)`, the work between two bounds, into the body of a region; `plan` is its address."""
     part = njit(part, fastmath={"reassoc", "contract"})
 
-    @compiled_callback
+    @kept_callback
     def body(plan):
         threads = entry(plan, THREADS)
         number, team = u(0), u(1)
