@@ -1,12 +1,16 @@
 """Compiled kernels on disk: read by the next process, told apart, and made anew when a source changes."""
 
+import errno
 import os
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
+from numba.core.caching import IndexDataCacheFile
 
+from repro.sparse.caching import kept
 from repro.sparse.simd import has_avx512
 
 PRODUCT = """
@@ -66,3 +70,12 @@ def test_kernels_follow_all_sources_of_their_folder(tmp_path):
     for step, answer in (("x + 1", "22"), ("x + 1", "22"), ("x + 2", "24")):
         (tmp_path / "step.py").write_text(STEP.format(step=step))
         assert python(tmp_path, "kernels.py", "2").strip() == answer
+
+
+def test_a_full_disk_costs_time_only(monkeypatch):
+    def full(self, key, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(IndexDataCacheFile, "save", full)
+    factor = time.time_ns()  # never compiled before
+    assert kept(lambda x: factor * x)(2) == 2 * factor

@@ -7,6 +7,7 @@ after what is closed over, and files also after what the sources say.
 
 import hashlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -52,6 +53,10 @@ class _Kept(FunctionCache):
         folders = {Path(part.__code__.co_filename).parent for part in _parts(function)} | {Path(__file__).parent}
         sources = _digest(*map(_sources, sorted(folders)))
         self._cache_file = IndexDataCacheFile(self._cache_path, f"{self._impl.filename_base}-{sources}", "")
+
+    def save_overload(self, signature, data):
+        with suppress(OSError):  # where the disk is full the next process compiles again
+            super().save_overload(signature, data)
 
     def _index_key(self, signature, codegen):
         return signature, codegen.magic_tuple()  # with the processor
