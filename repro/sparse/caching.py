@@ -77,11 +77,11 @@ def _parts(function: Callable) -> Iterator[Callable]:
 def _own_name(function: Callable) -> str:
     """The qualified name, and for a function that closes over something a digest of that."""
     name, closed_over = function.__code__.co_qualname, _closed_over(function)
-    if not closed_over:
-        return name
-    return (
-        f"{name}-{_digest(*(_own_name(part.py_func) if isinstance(part, Dispatcher) else repr(part) for part in closed_over))}"
-    )
+    return f"{name}-{_digest(*map(_name, closed_over))}" if closed_over else name
+
+
+def _name(part) -> str:
+    return f"{part.py_func.__module__}.{_own_name(part.py_func)}" if isinstance(part, Dispatcher) else repr(part)
 
 
 @cache
