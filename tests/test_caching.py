@@ -18,10 +18,10 @@ import numpy as np
 from numba.core import event
 recorder = event.RecordingListener()
 event.register("numba:compile", recorder)
-from repro.gradients.products import Product
+from repro.gradients.products import packed
 a, b = np.random.default_rng(0).standard_normal((2, 70, 70)).astype(np.float32)
 c = np.empty((70, 70), np.float32)
-Product(b)(a, c, sparse=False)
+packed(b)(a, c, sparse=False)
 np.save("c.npy", c)
 print(len(recorder.buffer))
 """

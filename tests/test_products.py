@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from repro.gradients.products import Product, transpose
+from repro.gradients.products import packed, transpose
 from repro.sparse.simd import has_avx512
 
 pytestmark = pytest.mark.skipif(not has_avx512(), reason="needs AVX-512")
@@ -27,7 +27,7 @@ def draw(rows: int, columns: int, density: float, seed: int) -> np.ndarray:
 
 def assert_product(a, b, *, packed_transposed: bool, sparse: bool):
     wanted = a.astype(np.float64) @ b
-    product = Product(np.ascontiguousarray(b.T) if packed_transposed else b, transposed=packed_transposed)
+    product = packed(np.ascontiguousarray(b.T) if packed_transposed else b, transposed=packed_transposed)
     found = np.full(wanted.shape, np.nan, np.float32)
     product(a, found, sparse=sparse)
     assert np.abs(found - wanted).max() <= CLOSE * max(np.abs(wanted).max(), 1e-30)
@@ -64,7 +64,7 @@ def test_all_work_in_one_row_or_one_block_is_shared_out_without_loss():
 def test_nan_and_infinity_of_a_are_entries_like_others():
     a, b = draw(4, 200, 0.1, 1), draw(200, 30, 1.0, 2)
     a[1, 7], a[2, 150] = np.nan, np.inf
-    product, found = Product(b), np.zeros((4, 30), np.float32)
+    product, found = packed(b), np.zeros((4, 30), np.float32)
     product(a, found, sparse=True)
     assert np.isnan(found[1]).all()
     assert np.isinf(found[2]).all()
@@ -81,6 +81,6 @@ def test_transposed(shape):
 def test_lists_serve_a_second_product_with_the_same_a():
     a, b, c = draw(300, 140, 0.2, 1), draw(140, 64, 1.0, 2), draw(140, 90, 1.0, 3)
     for right, listed in ((b, False), (c, True)):
-        product, found = Product(right), np.empty((300, right.shape[1]), np.float32)
+        product, found = packed(right), np.empty((300, right.shape[1]), np.float32)
         product(a, found, sparse=True, listed=listed)
         assert np.abs(found - a.astype(np.float64) @ right).max() <= CLOSE * np.abs(found).max()

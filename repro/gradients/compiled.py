@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from repro.gradients import products, simd
-from repro.gradients.products import LISTS, REVERSED, ROWS, A, C, Product
+from repro.gradients.products import LISTS, REVERSED, ROWS, A, C, packed
 from repro.gradients.recording import Site
 from repro.gradients.recurrent import Course, States
 from repro.gradients.thresholds import Static
@@ -172,8 +172,9 @@ def _point(threads_for: int, **values: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _steps(course: Course) -> tuple[np.ndarray, np.ndarray]:
     """First frame and number of sequences of each step, in the order of the forward pass."""
-    frames = np.array([(frames.start, frames.stop - frames.start) for _, frames in course.steps()], np.int64)
-    return frames[:, 0].copy(), frames[:, 1].copy()
+    sizes = np.array(course.sizes, np.int64)
+    starts = sizes.cumsum() - sizes
+    return (starts[::-1].copy(), sizes[::-1].copy()) if course.backwards else (starts, sizes)
 
 
 def forward(x: Tensor, h: States, c: States, w_ih: Tensor, w_hh: Tensor, bias: Tensor | None, course: Course):
@@ -181,9 +182,9 @@ def forward(x: Tensor, h: States, c: States, w_ih: Tensor, w_hh: Tensor, bias: T
     batch, hidden = course.sizes[0], w_hh.shape[1]
     gates, tanh_c = _empty(len(x), 4 * hidden), _empty(len(x), hidden)
     bias = x.new_zeros(4 * hidden) if bias is None else bias
-    Product(w_ih.numpy(), transposed=True)(x.numpy(), gates.numpy(), sparse=False)
-    product = Product(w_hh.numpy(), transposed=True)
-    product.arguments[[products.C_ROW, products.A_ROW, products.ADD]] = 16 * hidden, 4 * hidden, 1
+    packed(w_ih.numpy(), transposed=True)(x.numpy(), gates.numpy(), sparse=False)
+    product = packed(w_hh.numpy(), transposed=True)
+    product.begin_steps(4 * hidden, 16 * hidden, add=1)
     point, plan = _point(
         batch * hidden,
         gates=_address(gates),
@@ -226,8 +227,8 @@ def backward(
     batch, hidden = d_h.shape
     d_out = d_out.contiguous()
     dnet, gradient = gradients(d_out, d_h, d_c, before_c, gates, tanh_c, rule.signed)
-    product = Product(w_hh.numpy())
-    product.arguments[[C, products.C_ROW, products.A_ROW]] = _address(d_h), 4 * hidden, 16 * hidden
+    product = packed(w_hh.numpy())
+    product.begin_steps(16 * hidden, 4 * hidden, c=_address(d_h))
     product.make_lists(len(dnet))
     bodies = (product.by_panels(batch), product.dense, product.by_rows(batch), products.compressor().address, product.sparse)
     times = (_address(dnet), product.arguments, *bodies)
@@ -298,7 +299,7 @@ def _bits(t: float) -> int:
 def input_gradient(dnet: Tensor, w_ih: Tensor, sparse: bool, listed: bool) -> Tensor:
     """dx = dnet W, (total, features); `listed`: the entries of dnet still are, by `backward`."""
     dx = _empty(len(dnet), w_ih.shape[1])
-    Product(w_ih.numpy())(dnet.numpy(), dx.numpy(), sparse=sparse, listed=listed)
+    packed(w_ih.numpy())(dnet.numpy(), dx.numpy(), sparse=sparse, listed=listed)
     return dx
 
 
@@ -308,7 +309,7 @@ def weight_gradients(dnet: Tensor, inputs: list[Tensor], sparse: bool) -> list[T
     found = []
     for x in inputs:
         gradient = _empty(dnet.shape[1], x.shape[1])
-        Product(x.numpy())(transposed, gradient.numpy(), sparse=sparse, listed=bool(found))
+        packed(x.numpy())(transposed, gradient.numpy(), sparse=sparse, listed=bool(found))
         found.append(gradient)
     return found
 

@@ -8,7 +8,8 @@ All take raw addresses, in an int64 array of arguments that a plan (see `repro.s
 """
 
 import threading
-from functools import cache
+from functools import cache, lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
@@ -35,12 +36,24 @@ _ARGUMENTS = 18
 _MEMORY = threading.local()
 
 
-def scratch(name: str, size: int, dtype=np.float32) -> np.ndarray:
-    """Memory for `size` entries that this thread uses again for the next product of that name: fresh pages cost time."""
+class _Memory(NamedTuple):
+    array: np.ndarray
+    address: int
+
+
+def _memory(name: str, nbytes: int) -> _Memory:
+    """Memory that this thread uses again for the next product of that name: fresh pages cost time."""
     held = _MEMORY.__dict__
-    if name not in held or held[name].nbytes < size * np.dtype(dtype).itemsize:
-        held[name] = aligned(size, dtype)
-    return held[name].view(dtype)[:size]
+    if name not in held or held[name].array.nbytes < nbytes:
+        array = aligned(nbytes, np.uint8)
+        held[name] = _Memory(array, array.ctypes.data)
+    return held[name]
+
+
+def scratch(name: str, size: int, dtype=np.float32) -> np.ndarray:
+    """`size` entries in this thread's memory of that name."""
+    nbytes = size * np.dtype(dtype).itemsize
+    return _memory(name, nbytes).array[:nbytes].view(dtype)
 
 
 @njit(inline="always")
@@ -268,35 +281,54 @@ def transposer():
     return body
 
 
+@kept
+def _share_items(plan, threads, count, step):
+    """Share out `count` items to threads, in multiples of `step`."""
+    plan[THREADS] = threads
+    steps = -(-count // step)
+    for i in range(threads + 1):
+        plan[BOUNDS + i] = min(steps * i // threads * step, count)
+
+
 class Product:
-    """The arguments and plans of C = A B for B (inner, columns), which is packed first: `matrix`, or its transpose.
+    """The arguments and plans of C = A B for B (inner, columns), which `pack` brings: a matrix, or its transpose.
 
     Matrices are float32 arrays whose rows are contiguous. All products of a thread are packed in the same memory: each is good
-    until the next one is made.
+    until the next one is packed. Made once a shape: between two kernels, which leave nothing of Python in the caches, each
+    small operation takes ten times as long as it would alone.
     """
 
-    def __init__(self, matrix: np.ndarray, *, transposed: bool = False):
-        self.inner, self.columns = matrix.shape[::-1] if transposed else matrix.shape
-        panels = -(-self.columns // PANEL)
-        self.packed = scratch("panels", panels * self.inner * PANEL)
-        self.panels, self.edge = panels, -(-(self.columns % PANEL or PANEL) // 16)
+    def __init__(self, inner: int, columns: int, transposed: bool):
+        self.inner, self.columns, self.threads = inner, columns, thread_count()
+        self.panels, self.edge = -(-columns // PANEL), -(-(columns % PANEL or PANEL) // 16)
         self.arguments = np.zeros(_ARGUMENTS, np.int64)
-        self.arguments[[B, B_PANEL]] = self.packed.ctypes.data, self.inner * _PANEL_BYTES
-        self.arguments[[INNER, COLUMNS]] = self.inner, self.columns
-        packing = self.arguments.copy()
-        packing[[A, A_ROW]] = matrix.ctypes.data, matrix.strides[0]
+        self.arguments[[B_PANEL, INNER, COLUMNS]] = inner * _PANEL_BYTES, inner, columns
+        self._packing = self.arguments.copy()
         if transposed:
-            packing[[ROWS, COLUMNS, C_ROW]] = self.columns, PANEL, _PANEL_BYTES
-        count = -(-self.inner // 16) if transposed else self.inner
-        run(_plan(packing, count, self.inner * self.columns), (transposer if transposed else packer)().address)
+            self._packing[[ROWS, COLUMNS, C_ROW]] = columns, PANEL, _PANEL_BYTES
+        self._pack_plan, self._panels_plan, self._rows_plan = map(_plan, (self._packing, self.arguments, self.arguments))
+        self._shared(self._pack_plan, -(-inner // 16) if transposed else inner, 1)
+        self._packer = (transposer if transposed else packer)()
+
+    def pack(self, matrix: np.ndarray) -> None:
+        """Take B from a matrix of the shape this product was made for."""
+        memory = _memory("panels", self.panels * self.inner * _PANEL_BYTES)
+        self.arguments[B] = self._packing[B] = memory.address
+        self._packing[A], self._packing[A_ROW] = matrix.ctypes.data, matrix.strides[0]
+        run(self._pack_plan, self._packer.address)
+
+    def _shared(self, plan: np.ndarray, count: int, rows: int, step: int = 1) -> np.ndarray:
+        """Little work stays on one thread."""
+        _share_items(plan, self.threads if rows * self.inner * self.columns > _WORTH_THREADS else 1, count, step)
+        return plan
 
     def by_panels(self, rows: int) -> np.ndarray:
-        """The plan of products for `rows` rows of C whose threads share out panels."""
-        return _plan(self.arguments, self.panels, rows * self.inner * self.columns)
+        """The plan of products for `rows` rows of C whose threads share out panels; the next call changes it."""
+        return self._shared(self._panels_plan, self.panels, rows)
 
     def by_rows(self, rows: int) -> np.ndarray:
         """The same for threads that share out rows."""
-        return _plan(self.arguments, rows, rows * self.inner * self.columns, TILE)
+        return self._shared(self._rows_plan, rows, rows, TILE)
 
     @property
     def dense(self) -> int:
@@ -310,24 +342,27 @@ class Product:
 
     def make_lists(self, rows: int) -> None:
         """Point to memory for the lists of A (rows, inner); it holds those that were last made for as many."""
-        blocks, threads = -(-self.inner // BLOCK), thread_count()
-        self.listed = scratch("lists", 2 * blocks * rows, np.int64).reshape(blocks, rows, 2)
-        parts = (
-            scratch("entries", blocks * rows * _LIST_BYTES, np.uint8),
-            self.listed,
-            scratch("strip", threads * _STRIP * (self.inner + 16)),
-            scratch("sums", threads * rows * PANEL),
-        )
-        self.arguments[[ENTRIES, LISTS, STRIP, SUMS]] = [part.ctypes.data for part in parts]
-        self.arguments[LISTED] = rows
+        blocks, arguments = -(-self.inner // BLOCK), self.arguments
+        arguments[LISTED] = rows
+        arguments[LISTS] = _memory("lists", 16 * blocks * rows).address
+        arguments[ENTRIES] = _memory("entries", blocks * rows * _LIST_BYTES).address
+        arguments[STRIP] = _memory("strip", 4 * self.threads * _STRIP * (self.inner + 16)).address
+        arguments[SUMS] = _memory("sums", self.threads * rows * _PANEL_BYTES).address
+
+    def begin_steps(self, a_row: int, c_row: int, *, c: int = 0, add: int = 0) -> None:
+        """For callers who run the plans by panels themselves, step by step: bytes between rows of A and of C, address of C."""
+        arguments = self.arguments
+        arguments[A_ROW], arguments[C_ROW], arguments[C], arguments[ADD] = a_row, c_row, c, add
+        arguments[BY_ROWS] = arguments[TRANSPOSED] = arguments[REVERSED] = 0
 
     def __call__(self, a: np.ndarray, c: np.ndarray, *, sparse: bool, listed: bool = False) -> None:
         """Write C = A B; `sparse`: by the non-zero entries of A, which may be a transposed view of an array of rows; `listed`:
         the last such product had the same A.
         """
-        rows, transposed = len(a), a.strides[1] != a.itemsize
-        self.arguments[[A, A_ROW, TRANSPOSED]] = a.ctypes.data, a.strides[transposed], transposed
-        self.arguments[[C, C_ROW, ROWS, ADD, BY_ROWS]] = c.ctypes.data, c.strides[0], rows, 0, rows >= _MANY_ROWS
+        rows, transposed, arguments = len(a), a.strides[1] != a.itemsize, self.arguments
+        arguments[A], arguments[A_ROW], arguments[TRANSPOSED] = a.ctypes.data, a.strides[transposed], transposed
+        arguments[C], arguments[C_ROW] = c.ctypes.data, c.strides[0]
+        arguments[ROWS], arguments[ADD], arguments[BY_ROWS], arguments[REVERSED] = rows, 0, rows >= _MANY_ROWS, 0
         plan = self.by_rows(rows) if rows >= _MANY_ROWS else self.by_panels(rows)
         if not sparse:
             run(plan, self.dense)
@@ -336,8 +371,23 @@ class Product:
         if not listed:
             run(self.by_rows(rows), compressor().address)
         if rows >= _MANY_ROWS:
-            _share_pairs(plan, self.listed, scratch("work", rows, np.int64))
+            blocks = -(-self.inner // BLOCK)
+            lists = scratch("lists", 2 * blocks * rows, np.int64).reshape(blocks, rows, 2)
+            _share_pairs(plan, lists, scratch("work", rows, np.int64))
         run(plan, self.sparse)
+
+
+@lru_cache(maxsize=256)
+def _product(thread: int, threads: int, inner: int, columns: int, transposed: bool) -> Product:
+    return Product(inner, columns, transposed)
+
+
+def packed(matrix: np.ndarray, *, transposed: bool = False) -> Product:
+    """The product with `matrix`, or with its transpose; of each shape a thread has one."""
+    inner, columns = matrix.shape[::-1] if transposed else matrix.shape
+    product = _product(threading.get_ident(), thread_count(), inner, columns, transposed)
+    product.pack(matrix)
+    return product
 
 
 def transpose(name: str, matrix: np.ndarray) -> np.ndarray:
@@ -348,13 +398,12 @@ def transpose(name: str, matrix: np.ndarray) -> np.ndarray:
     arguments = np.zeros(_ARGUMENTS, np.int64)
     arguments[[A, A_ROW, B, C_ROW]] = matrix.ctypes.data, matrix.strides[0], target.ctypes.data, target.strides[0]
     arguments[[ROWS, INNER, COLUMNS]] = rows, inner, rows
-    run(_plan(arguments, -(-inner // 16), matrix.size), transposer().address)
+    plan = _plan(arguments)
+    _share_items(plan, thread_count() if matrix.size > _WORTH_THREADS else 1, -(-inner // 16), 1)
+    run(plan, transposer().address)
     return target[:, :rows]
 
 
-def _plan(arguments: np.ndarray, count: int, work: int, step: int = 1) -> np.ndarray:
-    """`count` items shared out to threads, in multiples of `step`; little `work` stays on one."""
-    threads = thread_count() if work > _WORTH_THREADS else 1
-    steps = -(-count // step)
-    bounds = [min(steps * i // threads * step, count) for i in range(threads + 1)]
-    return make_plan(bounds, (arguments.ctypes.data,))
+def _plan(arguments: np.ndarray) -> np.ndarray:
+    """A plan for all threads that leads to `arguments`; work is shared out later."""
+    return make_plan([0] * (thread_count() + 1), (arguments.ctypes.data,))

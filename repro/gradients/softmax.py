@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from repro.gradients import compiled
-from repro.gradients.products import Product
+from repro.gradients.products import packed
 
 
 def summed_loss(x: Tensor, decoder: nn.Linear, targets: Tensor) -> Tensor:
@@ -45,5 +45,5 @@ def _product(a: Tensor, b: Tensor, transposed: bool = False) -> Tensor:
     if not compiled.usable(a, b.shape[1]):
         return a @ (b.t() if transposed else b)
     found = a.new_empty(len(a), len(b) if transposed else b.shape[1])
-    Product(b.detach().numpy(), transposed=transposed)(a.detach().numpy(), found.numpy(), sparse=False)
+    packed(b.detach().numpy(), transposed=transposed)(a.detach().numpy(), found.numpy(), sparse=False)
     return found
