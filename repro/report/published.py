@@ -2,6 +2,8 @@
 
 import csv
 import math
+from functools import lru_cache
+from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
@@ -42,6 +44,12 @@ def load_published(study: str) -> pd.DataFrame:
     unknown tag or a second row for the same (exhibit, series, x, metric).
     """
     path = papers_file(study, "csv")
+    return _read(path, path.stat().st_mtime_ns).copy()
+
+
+@lru_cache(maxsize=8)
+def _read(path: Path, changed: int) -> pd.DataFrame:
+    """Read once for all the numbers that are asked for, until the file changes."""
     rows, lines = [], {}
     with path.open(newline="", encoding="utf-8") as stream:
         reader = csv.reader(stream)
