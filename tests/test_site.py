@@ -208,6 +208,14 @@ def test_failing_notebook_is_named_and_the_others_run(tmp_path):
         execute(tmp_path / "none.ipynb", tmp_path / "out.ipynb", {})
 
 
+def test_a_killed_process_is_told_with_the_notebook_it_ran(tmp_path):
+    """As when memory runs out; the kernel's parent is the process that runs notebooks."""
+    nbformat.write(new_notebook(cells=[new_code_cell("import os; os.kill(os.getppid(), 9)")]), tmp_path / "deadly.ipynb")
+    with pytest.raises(ReproError, match=r"deadly\.ipynb was not run to its end"):
+        execute_all([(tmp_path / "deadly.ipynb", tmp_path / "out.ipynb", {})], progress=lambda line: None)
+    assert not (tmp_path / "out.ipynb").exists()
+
+
 def test_untranslatable_formula_is_named(tmp_path):
     """A formula that cannot be shown is an error with the notebook's name, not a hole in the page."""
     for formula in (r"\frac", r"\nosuchcommand{x}", "x^"):

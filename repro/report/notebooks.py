@@ -66,8 +66,8 @@ def _last_line(message: str) -> str:
 def execute_all(tasks: Iterable[tuple[Path, Path, dict]], jobs: int = 1, progress: Callable[[str], None] = print) -> list[Path]:
     """`execute` each (notebook, output, parameters), `jobs` at a time; returns the outputs in the order of `tasks`.
 
-    progress receives one line of text per finished notebook. A failing notebook does not stop the others; afterwards one
-    ReproError names every one that failed.
+    progress receives one line of text per finished notebook. A failing notebook does not stop the others, a killed process
+    does; afterwards one ReproError names every one that failed.
     """
     tasks = list(tasks)
     began = time.monotonic()
@@ -81,7 +81,8 @@ def execute_all(tasks: Iterable[tuple[Path, Path, dict]], jobs: int = 1, progres
             try:
                 future.result()
             except (ReproError, BrokenProcessPool) as error:
-                failures[number] = str(error)
+                killed = f"{tasks[number][0]} was not run to its end: a process that runs notebooks was killed"
+                failures[number] = str(error) if isinstance(error, ReproError) else killed
                 word = "FAILED"
             progress(f"[{done}/{len(tasks)}] {word} {tasks[number][0]} after {time.monotonic() - began:.0f} s")
     finally:
