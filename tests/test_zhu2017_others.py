@@ -41,9 +41,9 @@ GOLDEN = {
     ("laptop", "Transformer, 80% held, NT"): "2fee31ac9bdca9e8",
     ("laptop", "Transformer, inner layers 80% held, NT"): "a1e567047e488545",
     ("laptop", "multi-task, t = 0, NT"): "5654ee1d787cdde4",
-    ("paper", "Transformer, 80% held, NT"): "c3a56ea8a6fd3ffc",
-    ("paper", "Transformer, inner layers 80% held, NT"): "7bafbf25f70f8e7a",
-    ("paper", "multi-task, t = 0, NT"): "7272c86d3a10d954",
+    ("paper", "Transformer, 80% held, NT"): "c9d0cc4aa4bf9917",
+    ("paper", "Transformer, inner layers 80% held, NT"): "135ee7be828484a6",
+    ("paper", "multi-task, t = 0, NT"): "079ff3874b6d5e44",
 }
 
 
