@@ -3,7 +3,7 @@ PROFILE ?= laptop
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 PYTHON ?= python3
 FROM ?=
-CORPORA ?= an4
+CORPORA ?=
 READY := .venv/.ready
 
 .PHONY: help reproduce exhibit figures report data test lint
@@ -23,7 +23,7 @@ figures: $(READY) ## redraw figures and scoreboard from the committed records, n
 report: $(READY) ## write report/index.html from what has been run
 	.venv/bin/repro report --profile $(PROFILE)
 
-data: $(READY) ## fetch corpora  (FROM=folder: a local copy instead of the network)
+data: $(READY) ## fetch corpora  (all, or CORPORA="an4 ptb"; FROM=folder: a local copy, no network)
 	.venv/bin/repro data $(CORPORA) $(if $(FROM),--from $(FROM))
 
 test: $(READY) ## the whole test suite

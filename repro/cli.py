@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     publish.add_argument("--partial", action="store_true", help="copy what there is, though trials are missing")
     data = command("data", _data, "Fetch corpora, checked against their checksums.")
-    data.add_argument("corpora", nargs="*", help="such as an4 (default)")
+    data.add_argument("corpora", nargs="*", help="such as an4; all by default")
     data.add_argument("--from", dest="mirror", type=Path, help="a local folder that holds them, instead of the network")
     command("doctor", _doctor, "Versions, threads, caches, GPU, corpora; what is missing and the line that mends it.")
     return parser
@@ -262,9 +262,9 @@ def _publish(options) -> None:
 
 
 def _data(options) -> None:
-    from repro.datasets.registry import fetch
+    from repro.datasets.registry import fetch, read_registry
 
-    for corpus in options.corpora or ["an4"]:
+    for corpus in options.corpora or read_registry():
         print(fetch(corpus, mirror=options.mirror))
 
 
@@ -286,12 +286,7 @@ def _doctor(options) -> None:
     print("corpus    made: always there, synthesised on first use")
     for corpus in read_registry():
         found = status(corpus)
-        mend = (
-            ""
-            if found.state == "ready"
-            else "; `make data` downloads AN4, `make data FROM=<folder>` copies it" * (corpus == "an4")
-        )
-        print(f"corpus    {corpus}: {found.state}, {found.detail}{mend}")
+        print(f"corpus    {corpus}: {found.state}, {found.detail}")
 
 
 if __name__ == "__main__":

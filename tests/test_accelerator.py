@@ -242,7 +242,7 @@ def test_column_top_k_does_not_hide_divergence_and_one_sequence_makes_it_top_k()
     row = torch.randn(1, 30, generator=torch.Generator().manual_seed(1))
     assert torch.equal(ColumnTopK(0.7)(row.clone()), TopK(0.7)(row.clone()))
     assert repr(ColumnTopK(0.8)) == "ColumnTopK(0.8)"
-    with pytest.raises(ReproError, match=r"sparsity is 1.0: it must lie in \[0, 1\)"):
+    with pytest.raises(ReproError, match=r"sparsity is 1.0: it must be a number in \[0, 1\)"):
         ColumnTopK(1.0)
 
 
@@ -282,10 +282,12 @@ def test_what_is_no_mask_is_named(mask):
 def test_empty_masks_and_sizes_below_one_are_named():
     with pytest.raises(ReproError, match=r"mask \(0, 2, 8\) is empty"):
         simulate(np.ones((0, 2, 8), bool), D, Accelerator(1, 1))
-    with pytest.raises(ReproError, match="inputs is 0: it must be at least 1"):
+    with pytest.raises(ReproError, match="inputs is 0: it must be an integer, at least 1"):
         simulate(np.ones((2, 2, 8), bool), 0, Accelerator(1, 1))
     for sizes, name in (((0, 1), "lanes"), ((1, -1), "width"), ((1, 1, 0), "scan")):
-        with pytest.raises(ReproError, match=f"{name} is .*: it must be at least 1"):
+        with pytest.raises(ReproError, match=f"{name} is .*: it must be an integer, at least 1"):
             Accelerator(*sizes)
+    with pytest.raises(ReproError, match="lanes is 1.5"):
+        Accelerator(1.5, 2)
     with pytest.raises(ReproError, match="symbols is 0"):
         simulate_output(0, 4, 6, Accelerator(1, 1))

@@ -85,7 +85,7 @@ def test_one_pass_holds_every_caption_with_its_features(smoke):
 ANNOTATIONS = {
     "images": [{"id": 9, "file_name": "COCO_train2014_000000000009.jpg"}, {"id": 25, "file_name": "x.jpg"}],
     "annotations": [
-        {"id": 1, "image_id": 25, "caption": "A giraffe, eating  food."},
+        {"id": 1, "image_id": 25, "caption": "A naïve giraffe, eating  food."},
         {"id": 2, "image_id": 9, "caption": "Two dogs' bowls"},
         {"id": 3, "image_id": 25, "caption": "A giraffe eats"},
     ],
@@ -110,7 +110,7 @@ def test_coco_files_are_joined_by_image_id(coco):
     images = coco()
     assert [(image.name, image.features.tolist(), image.captions) for image in images] == [
         ("9", [2.0, 3.0], ("two dogs' bowls",)),
-        ("25", [0.0, 1.0], ("a giraffe eating food", "a giraffe eats")),
+        ("25", [0.0, 1.0], ("a naïve giraffe eating food", "a giraffe eats")),
     ]
     assert images[0].features.dtype == np.float32
 
@@ -121,8 +121,13 @@ def test_bad_coco_files_are_refused(coco, tmp_path):
     for change, message in [
         ({"ids": np.array([25, 8, 4])}, "image 9 has captions in .*json but no features in .*npz: add its row"),
         ({"features": np.array([[1, 2], [np.nan, 0], [0, 0]])}, "the features of image 9 are not finite"),
-        ({"ids": np.array([25, 9])}, r"ids \(2,\) and features \(3, 2\)"),
-        ({"ids": np.array([25, 9, 9])}, "no id twice"),
+        ({"ids": np.array([25, 9])}, r"ids int64 \(2,\) and features \(3, 2\)"),
+        ({"ids": np.array([25, 9, 9])}, "none twice"),
+        ({"ids": np.array(["25", "9", "4"])}, "ids <U2 .*: integers"),
+        ({"features": np.zeros((3, 0))}, r"features \(3, 0\): .*n and d at least 1"),
+        ({"annotations": {"annotations": [{"image_id": "9", "caption": "Two"}]}}, "'9'.* has no integer as image_id"),
+        ({"annotations": {"annotations": [{"image_id": [9], "caption": "Two"}]}}, "has no integer as image_id"),
+        ({"annotations": {"annotations": [{"image_id": 9, "caption": None}]}}, "or no text as caption"),
         ({"annotations": empty}, r"a caption of image 25 has no words: ' ... '"),
         ({"annotations": {"annotations": []}}, "holds no captions"),
         ({"annotations": {"annotations": [{"id": 1}]}}, "every annotation needs image_id and caption"),

@@ -29,6 +29,7 @@ from repro.gradients import (
     record,
     threshold_linears,
 )
+from repro.gradients.softmax import summed_loss
 from repro.gradients.thresholds import Rule
 from repro.sparse.simd import has_avx512
 
@@ -512,8 +513,11 @@ def test_the_linear_layers_of_a_block_keep_their_parameters():
     block(x).pow(2).sum().backward()
     plain(x).pow(2).sum().backward()
     assert 0.5 < nn.functional.cosine_similarity(block[0].weight.grad.flatten(), plain[0].weight.grad.flatten(), dim=0) < 0.9999
-    with pytest.raises(ReproError, match=r"self_attn is nn\.MultiheadAttention"):
-        threshold_linears(nn.TransformerEncoderLayer(4, 2), 0.1)
+    threshold_linears(block, 1e3)  # again: another rule
+    block.zero_grad()
+    block(x).pow(2).sum().backward()
+    assert not block[0].weight.grad.any()
+    assert threshold_linears(nn.TransformerEncoderLayer(4, 2), 0.1) == ["linear1", "linear2"]
     with pytest.raises(ReproError, match=r"has no nn\.Linear"):
         threshold_linears(nn.GELU(), 0.1)
 
@@ -575,6 +579,8 @@ def test_cosine_is_1_without_a_threshold_and_that_of_the_dense_gradient_with_one
     x = torch.randn(5, 4, 3, generator=generator(1))
     loss = model(x)[0].pow(2).sum()
     reference = dense_gradients(model, loss)
+    with pytest.raises(ReproError, match=r"0\.weight_ih_l0 has no gradient: call `loss\.backward\(\)` first"):
+        cosines(model, reference)
     loss.backward()
     found = cosines(model, reference)
     plain = nn.LSTM(3, 6, 2)
@@ -598,6 +604,30 @@ def test_a_dense_pass_tells_a_rule_nothing():
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
+def test_a_minibatch_of_nobody_gives_what_torch_gives(kind):
+    ours, torchs = pair(kind, 3, 4, dtype=torch.float32, batch_first=True)
+    for x in (torch.zeros(0, 5, 3), torch.zeros(0, 5, 3, requires_grad=True)):
+        (out, _), (wanted, _) = ours(x), torchs(x)
+        assert out.shape == wanted.shape == (0, 5, 4)
+        out.sum().backward()
+
+
+@pytest.mark.parametrize("layer", [*KINDS, "linear", "summed loss"])
+def test_gradients_of_gradients_are_refused(layer):
+    """They would lack what the rule's gradients depend on, in silence: a penalty on gradients would do nothing."""
+    x = torch.randn(5, 2, 3, generator=generator(1), requires_grad=True)
+    if layer == "summed loss":
+        loss = summed_loss(x.flatten(0, 1), nn.Linear(3, 4), torch.zeros(10, dtype=torch.long))
+    else:
+        made = (
+            ThresholdedLinear(3, 4, threshold=0.1)(x) if layer == "linear" else pair(layer, 3, 4, dtype=torch.float32)[0](x)[0]
+        )
+        loss = made.sum()
+    with pytest.raises(ReproError, match="create_graph=True"):
+        torch.autograd.grad(loss, x, create_graph=True)
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
 def test_wrong_input_is_named(kind):
     ours, _ = pair(kind, 3, 4, dtype=torch.float32)
     name = type(ours).__name__
@@ -609,8 +639,10 @@ def test_wrong_input_is_named(kind):
     ):
         with pytest.raises(ReproError, match=message):
             ours(x)
-    with pytest.raises(ReproError, match=rf"states of {name} have shapes .*of \(1, 2, 4\) needed"):
-        ours(torch.zeros(5, 2, 3), states(ours, 3, torch.float32))
+    x = torch.zeros(5, 2, 3)
+    for hx in (states(ours, 3, torch.float32), states(ours, 2, torch.float64), states(ours, 2, torch.bfloat16), 0.0):
+        with pytest.raises(ReproError, match=rf"states of {name} are .*of \(1, 2, 4\) torch.float32 on cpu needed"):
+            ours(x, hx)
     for half in (torch.bfloat16, torch.float16):
         with pytest.raises(ReproError, match=f"{name} in {half} on the CPU: float32 or float64 is needed there"):
             copy.deepcopy(ours).to(half)(torch.zeros(5, 2, 3, dtype=half))

@@ -117,7 +117,7 @@ def test_wrong_checksum_tells_file_expected_found_and_remedy(place):
     (place / "mirror/toy/toy.tar.gz").write_bytes(wrong)
     with pytest.raises(ReproError) as error:
         fetch(place)
-    for part in (str(place / "mirror/toy/toy.tar.gz"), sha256(bytes(wrong)), sha256(ARCHIVE), "make data FROM="):
+    for part in (str(place / "mirror/toy/toy.tar.gz"), sha256(bytes(wrong)), sha256(ARCHIVE), "make data CORPORA=toy FROM="):
         assert part in str(error.value)
     assert left_behind(place) == []
 
@@ -183,7 +183,7 @@ def test_remains_of_a_killed_fetch_are_swept(place):
 
 
 def test_locate_tells_what_to_do_and_uses_the_mirror_variable(place, monkeypatch):
-    with pytest.raises(ReproError, match=r"corpus 'toy' is absent in .*/cache/toy: .*make data FROM=<folder>"):
+    with pytest.raises(ReproError, match=r"corpus 'toy' is absent in .*/cache/toy: .*make data CORPORA=toy FROM=<folder>"):
         registry.locate("toy", place / "cache", place / "registry.toml")
     monkeypatch.setenv(registry.MIRROR, str(place / "mirror"))
     assert (registry.locate("toy", place / "cache", place / "registry.toml") / "wav/a.raw").exists()
@@ -214,6 +214,8 @@ def test_hostile_archives_write_nothing(tmp_path, member):
     (tmp_path / "target").mkdir()
     with pytest.raises(ReproError, match="nothing was unpacked"):
         extract(tmp_path / "bad.tar.gz", tmp_path / "target")
+    with pytest.raises(ReproError, match=r"absent\.tar is missing"):
+        extract(tmp_path / "absent.tar", tmp_path / "target")
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["bad.tar.gz", "target"]
 
 
@@ -257,7 +259,12 @@ def test_failed_download_tells_of_every_address(place, server):
         (place / "registry.toml").write_text(entry(urls=(addresses, f', urls = ["{server}/toy/etc/list"]')))
         with pytest.raises(ReproError) as error:
             fetch(place, mirror=None)
-    for part in (f"{server}/absent: 404", f"{server}/wrong.tar.gz has 14 bytes, expected", f"{dead}: ", "make data FROM="):
+    for part in (
+        f"{server}/absent: 404",
+        f"{server}/wrong.tar.gz has 14 bytes, expected",
+        f"{dead}: ",
+        "make data CORPORA=toy FROM=",
+    ):
         assert part in str(error.value)
     assert left_behind(place) == []
 

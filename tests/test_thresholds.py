@@ -1,7 +1,9 @@
 """Rules: which entries of dnet they remove, exactly, and what they hold over a training."""
 
 import math
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,6 +13,7 @@ from torch import nn
 from repro.errors import ReproError
 from repro.gradients import ByRate, HeldSparsity, PrintedSigned, RelativeRMS, Rounded, Static, ThresholdedLSTM, TopK, record
 from repro.gradients.thresholds import as_rule
+from repro.gradients.timing import DrawnColumns
 
 DNET = [[-3.0, 1.0, 0.5, -0.5], [0.0, 2.0, -1.0, 0.25]]
 
@@ -187,12 +190,13 @@ def test_a_training_keeps_the_wanted_sparsity_within_two_points_at_any_normalisa
 
 def test_a_number_is_a_static_threshold_and_nothing_else_is_a_rule():
     assert as_rule(1e-6).known() == 1e-6
-    for wrong in (None, "0.1", torch.tensor(0.1)):
+    assert as_rule(np.float32(0.5)).t == 0.5
+    for wrong in (None, "0.1", True, torch.tensor(0.1)):
         with pytest.raises(ReproError, match="give a number t >= 0 or a rule"):
             as_rule(wrong)
 
 
-@pytest.mark.parametrize("value", [-1e-9, math.nan, math.inf])
+@pytest.mark.parametrize("value", [-1e-9, math.nan, math.inf, "1", None, True])
 @pytest.mark.parametrize("kind", [Static, PrintedSigned, RelativeRMS, ByRate])
 def test_thresholds_are_finite_and_not_negative(kind, value):
     with pytest.raises(ReproError, match=r"it must be a finite number, at least 0"):
@@ -211,10 +215,10 @@ def test_a_held_share_is_one_of_entries_where_sequences_end_early():
     assert zeros / entries == pytest.approx(0.8, abs=0.01)
 
 
-@pytest.mark.parametrize("value", [-0.1, 1.0, 1.5, math.nan])
-@pytest.mark.parametrize("kind", [TopK, HeldSparsity])
+@pytest.mark.parametrize("value", [-0.1, 1.0, 1.5, math.nan, "0.8", None])
+@pytest.mark.parametrize("kind", [TopK, HeldSparsity, partial(DrawnColumns, seed=0)])
 def test_a_wanted_sparsity_lies_in_0_to_1(kind, value):
-    with pytest.raises(ReproError, match=r"sparsity is .*: it must lie in \[0, 1\)"):
+    with pytest.raises(ReproError, match=r"sparsity is .*: it must be a number in \[0, 1\)"):
         kind(value)
 
 

@@ -21,6 +21,8 @@ def extract(archive: Path, target: Path) -> list[Path]:
                 _check(archive, member)
             # The filter repeats the check against the real folder, and drops owners and special permission bits.
             tar.extractall(target, members=members, filter="data")
+    except FileNotFoundError as error:
+        raise ReproError(f"{error.filename} is missing: fetch it again") from error
     except (tarfile.TarError, lzma.LZMAError, zlib.error, EOFError) as error:
         raise ReproError(f"{archive} is truncated or not a tar archive ({error}); fetch it again") from error
     return [target / member.name for member in members if member.isfile()]

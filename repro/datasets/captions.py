@@ -34,13 +34,13 @@ def read_coco(annotations: Path, features: Path) -> list[Image]:
     """The images of an annotation file `captions_*.json` that have captions, by image id.
 
     `features`: an .npz file with `ids`, integers (n,), and `features`, floats (n, d), of at least these images. Captions
-    become words of lower-case letters, digits and apostrophes. Raises ReproError for a file that cannot be read or lacks a
+    become words of lower-case letters, digits and apostrophes, of any script. Raises ReproError for a file that cannot be read or lacks a
     field, and naming the image id for a caption without features or without words, and for features that are not finite.
     """
     vectors = _read_features(features)
     captions = defaultdict(list)
     for row in _read_annotations(annotations):
-        words = re.findall(r"[a-z0-9']+", row["caption"].lower())
+        words = re.findall(r"(?:[^\W_]|')+", row["caption"].lower())
         if not words:
             raise ReproError(f"{annotations}: a caption of image {row['image_id']} has no words: {row['caption']!r}")
         captions[row["image_id"]].append(" ".join(words))
@@ -57,6 +57,9 @@ def _read_annotations(path: Path) -> list[dict]:
         rows = json.loads(path.read_text(encoding="utf-8"))["annotations"]
         if not all({"image_id", "caption"} <= row.keys() for row in rows):
             raise ReproError(f"{path}: every annotation needs image_id and caption; is it a captions_*.json of MS-COCO?")
+        for row in rows:
+            if not (isinstance(row["image_id"], int) and isinstance(row["caption"], str)):
+                raise ReproError(f"{path}: {row} has no integer as image_id, or no text as caption")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ReproError(f"cannot read {path} ({error!r}): a captions_*.json of MS-COCO would be right") from error
     if not rows:
@@ -70,9 +73,16 @@ def _read_features(path: Path) -> dict[int, np.ndarray]:
             ids, features = arrays["ids"], arrays["features"].astype(np.float32)
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise ReproError(f"cannot read {path} ({error}): an .npz file with `ids` and `features` would be right") from error
-    if ids.ndim != 1 or features.ndim != 2 or len(ids) != len(features) or len(set(ids.tolist())) != len(ids):
-        shapes = f"ids {ids.shape} and features {features.shape}"
-        raise ReproError(f"{path} has {shapes}: (n,) with no id twice and (n, d) would be right")
+    if (
+        ids.dtype.kind not in "iu"
+        or ids.ndim != 1
+        or features.ndim != 2
+        or 0 in features.shape
+        or len(ids) != len(features)
+        or len(set(ids.tolist())) != len(ids)
+    ):
+        shapes = f"ids {ids.dtype} {ids.shape} and features {features.shape}"
+        raise ReproError(f"{path} has {shapes}: integers (n,), none twice, and (n, d) would be right, n and d at least 1")
     return dict(zip(ids.tolist(), features, strict=True))
 
 

@@ -112,7 +112,8 @@ def content(folder: Path) -> str:
 
 
 def _mend(corpus: str) -> str:
-    return f"run `make data` (downloads), or `make data FROM=<folder>` or {MIRROR}=<folder> with a folder that holds {corpus}/"
+    fetch = f"make data CORPORA={corpus}"
+    return f"run `{fetch}` (downloads), or `{fetch} FROM=<folder>` or {MIRROR}=<folder> with a folder that holds {corpus}/"
 
 
 def _stamp(folder: Path) -> dict:

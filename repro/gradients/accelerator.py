@@ -159,8 +159,8 @@ def _checked(mask: ArrayLike) -> np.ndarray:
 
 def _check_sizes(**sizes: int) -> None:
     for name, size in sizes.items():
-        if size < 1:
-            raise ReproError(f"{name} is {size}: it must be at least 1")
+        if not isinstance(size, int | np.integer) or size < 1:
+            raise ReproError(f"{name} is {size!r}: it must be an integer, at least 1")
 
 
 def _dense(rows: int, inner: int, outputs: int, machine: Accelerator, waits: int = 1) -> Cycles:

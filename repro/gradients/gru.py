@@ -2,8 +2,8 @@
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
+from repro.gradients.once import once
 from repro.gradients.recording import Site
 from repro.gradients.recurrent import Course, States, ThresholdedRNN
 
@@ -69,7 +69,7 @@ class _Layer(torch.autograd.Function):
         return h.after, h.last()
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx, d_out, d_h):
         x, w_ih, w_hh, before_h, gates, recurrent_n = ctx.saved_tensors
         hidden = before_h.shape[1]

@@ -2,9 +2,9 @@
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from repro.errors import ReproError
+from repro.gradients.once import once
 from repro.gradients.recording import Site, Thresholded
 from repro.gradients.thresholds import Rule, as_rule
 
@@ -18,7 +18,7 @@ class _Threshold(torch.autograd.Function):
         return x.view_as(x)
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx, gradient: Tensor):
         return ctx.site.apply(gradient.clone()), None
 
@@ -37,16 +37,12 @@ class ThresholdedLinear(Thresholded, nn.Linear):
 def threshold_linears(module: nn.Module, threshold: float | Rule) -> list[str]:
     """Make each `nn.Linear` within `module` a `ThresholdedLinear`, its parameters kept; returns their names.
 
-    Raises `ReproError` for `nn.MultiheadAttention`, which computes with the weights of its linear layers without calling them,
-    and if there is no linear layer.
+    Those that are one already get the new rule. Subclasses of `nn.Linear` stay as they are, among them the projection in
+    `nn.MultiheadAttention`, which computes with the weights of its layers without calling them. Raises `ReproError` if there is
+    no linear layer.
     """
     rule = as_rule(threshold)
-    linears = {}
-    for name, part in module.named_modules():
-        if isinstance(part, nn.MultiheadAttention):
-            raise ReproError(f"{name or 'module'} is nn.MultiheadAttention: threshold the layers beside it one by one")
-        if type(part) is nn.Linear:
-            linears[name] = part
+    linears = {name: part for name, part in module.named_modules() if type(part) in (nn.Linear, ThresholdedLinear)}
     if not linears:
         raise ReproError(f"{type(module).__name__} has no nn.Linear: there is nothing to threshold")
     for part in linears.values():

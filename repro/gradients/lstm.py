@@ -2,10 +2,10 @@
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from repro.errors import ReproError
 from repro.gradients import compiled
+from repro.gradients.once import once
 from repro.gradients.recording import Site
 from repro.gradients.recurrent import Course, States, ThresholdedRNN
 
@@ -73,7 +73,7 @@ class _Layer(torch.autograd.Function):
         return h.after, h.last(), c.last()
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx, d_out, d_h, d_c):
         x, w_ih, w_hh, before_h, before_c, gates, tanh_c = ctx.saved_tensors
         wanted = ctx.needs_input_grad

@@ -8,11 +8,11 @@ from functools import cache
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from repro.errors import one_of
 from repro.gradients import compiled
 from repro.gradients.lstm import ThresholdedLSTM, _Layer, _step_gradients
+from repro.gradients.once import once
 
 
 class CSR:
@@ -82,7 +82,7 @@ def _layer(means: str) -> type[torch.autograd.Function]:
 
     class Layer(_Layer):
         @staticmethod
-        @once_differentiable
+        @once
         def backward(ctx, d_out, d_h, d_c):
             x, w_ih, w_hh, before_h, before_c, gates, tanh_c = ctx.saved_tensors
             steps = [frames for _, frames in ctx.course.steps()]

@@ -81,7 +81,9 @@ class LayerRecord:
         return torch.stack(self.zeros).double() / torch.tensor(self.totals).double()[:, None, None]
 
     def overall(self) -> dict[str, float]:
-        """Share of all entries that are zero, by cause and as "sparsity"."""
+        """Share of all entries that are zero, by cause and as "sparsity"; ReproError if there was no backward pass."""
+        if not self.zeros:
+            raise ReproError("nothing is recorded: no backward pass ran within the block of `record`")
         zeros, total = torch.stack(self.zeros).sum((0, 1)), sum(self.totals) * len(self.gates)
         return dict(zip(CAUSES, (zeros / total).tolist(), strict=True)) | {"sparsity": int(zeros.sum()) / total}
 
@@ -163,6 +165,8 @@ def cosines(model: nn.Module, reference: dict[str, Tensor]) -> dict[str, float]:
     products, ours, theirs = {}, {}, {}
     for name, parameter in model.named_parameters():
         if name in reference:
+            if parameter.grad is None:
+                raise ReproError(f"{name} has no gradient: call `loss.backward()` first")
             a, b = parameter.grad.double(), reference[name].double()
             products[name], ours[name], theirs[name] = (a * b).sum().item(), (a * a).sum().item(), (b * b).sum().item()
     for sums in (products, ours, theirs):

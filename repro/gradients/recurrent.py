@@ -81,7 +81,8 @@ class ThresholdedRNN(Thresholded):
     def forward(self, input: Tensor | PackedSequence, hx=None):
         """As of `nn.LSTM` and `nn.GRU`: (T, B, input), (B, T, input) if `batch_first`, (T, input), packed -> output, state."""
         recording = any(site.record is not None for site in self.sites)
-        if not (torch.is_grad_enabled() or recording):
+        nobody = isinstance(input, Tensor) and input.ndim == 3 and input.shape[1 - self.batch_first] == 0
+        if nobody or not (torch.is_grad_enabled() or recording):
             return super().forward(input, hx)
         packed = isinstance(input, PackedSequence)
         x = input.data if packed else input
@@ -126,11 +127,11 @@ class ThresholdedRNN(Thresholded):
         count, shape = 1 + (self.mode == "LSTM"), (len(self.sites), batch, self.hidden_size)
         if hx is None:
             return [x.new_zeros(shape)] * count
-        given = tuple(hx) if self.mode == "LSTM" else (hx,)
-        wanted = shape if batched else (shape[0], shape[2])
-        if len(given) != count or any(state.shape != wanted for state in given):
-            found = ", ".join(str(tuple(state.shape)) for state in given)
-            raise ReproError(f"states of {type(self).__name__} have shapes {found}: {count} of {wanted} needed")
+        given = tuple(hx) if isinstance(hx, tuple | list) else (hx,)
+        wanted = _described(shape if batched else (shape[0], shape[2]), x)
+        found = [_described(tuple(state.shape), state) if isinstance(state, Tensor) else repr(state) for state in given]
+        if found != [wanted] * count:
+            raise ReproError(f"states of {type(self).__name__} are {', '.join(found)}: {count} of {wanted} needed")
         given = [state.reshape(shape) for state in given]
         return given if order is None else [state.index_select(1, order) for state in given]
 
@@ -151,3 +152,7 @@ class ThresholdedRNN(Thresholded):
             if layer < self.num_layers - 1 and self.dropout:
                 x = nn.functional.dropout(x, self.dropout, self.training)
         return x, [torch.stack(states) for states in zip(*last, strict=True)]
+
+
+def _described(shape: tuple[int, ...], like: Tensor) -> str:
+    return f"{shape} {like.dtype} on {like.device}"

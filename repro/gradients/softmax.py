@@ -2,9 +2,9 @@
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from repro.gradients import compiled
+from repro.gradients.once import once
 from repro.gradients.products import packed
 
 
@@ -32,7 +32,7 @@ class _SummedLoss(torch.autograd.Function):
         return loss
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx, gradient: Tensor):
         x, weight, error = ctx.saved_tensors
         d_x = _product(error, weight) * gradient

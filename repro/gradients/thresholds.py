@@ -7,6 +7,7 @@ over the batch alone: a factor of the sequence length). `RelativeRMS`, `TopK`, `
 """
 
 import math
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -59,19 +60,24 @@ def as_rule(threshold: "float | Rule") -> Rule:
     """A rule as it is, a number t as `Static(t)`."""
     if isinstance(threshold, Rule):
         return threshold
-    if isinstance(threshold, int | float):
+    if _is_number(threshold):
         return Static(threshold)
     raise ReproError(f"threshold is {threshold!r}: give a number t >= 0 or a rule of repro.gradients.thresholds")
 
 
+def _is_number(value) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def _check_at_least_0(name: str, value: float) -> None:
-    if not 0.0 <= value < math.inf:
-        raise ReproError(f"{name} is {value}: it must be a finite number, at least 0")
+    if not (_is_number(value) and 0.0 <= value < math.inf):
+        raise ReproError(f"{name} is {value!r}: it must be a finite number, at least 0")
 
 
-def _check_sparsity(sparsity: float) -> None:
-    if not 0.0 <= sparsity < 1.0:
-        raise ReproError(f"sparsity is {sparsity}: it must lie in [0, 1)")
+def check_sparsity(sparsity: float) -> None:
+    """Raise ReproError for a share of zeros outside of [0, 1)."""
+    if not (_is_number(sparsity) and 0.0 <= sparsity < 1.0):
+        raise ReproError(f"sparsity is {sparsity!r}: it must be a number in [0, 1)")
 
 
 class Static(Rule):
@@ -125,7 +131,7 @@ class TopK(Rule):
     """
 
     def __init__(self, sparsity: float):
-        _check_sparsity(sparsity)
+        check_sparsity(sparsity)
         self.sparsity = sparsity
 
     def threshold(self, dnet, site=0):
@@ -153,9 +159,9 @@ class HeldSparsity(Rule):
     feedback = True
 
     def __init__(self, sparsity: float, gain: float = 1.0):
-        _check_sparsity(sparsity)
-        if not 0.0 < gain < math.inf:
-            raise ReproError(f"gain is {gain}: it must be a positive number")
+        check_sparsity(sparsity)
+        if not (_is_number(gain) and 0.0 < gain < math.inf):
+            raise ReproError(f"gain is {gain!r}: it must be a positive number")
         self.sparsity, self.gain = sparsity, gain
         self._logs: list[float | None] = [None]  # site 0 is that of a rule called on its own
         self._largest = [0]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from repro.errors import ReproError
 from repro.gradients.counting import Counted
 from repro.gradients.lstm import ThresholdedLSTM
-from repro.gradients.thresholds import Rule, TopK
+from repro.gradients.thresholds import Rule, TopK, check_sparsity
 
 
 class Step:
@@ -95,6 +95,7 @@ class DrawnColumns(Rule):
     """
 
     def __init__(self, sparsity: float, seed: int):
+        check_sparsity(sparsity)
         self.sparsity, self._generator = sparsity, np.random.default_rng(seed)
 
     def threshold(self, dnet, site=0):
