@@ -287,7 +287,7 @@ def test_empty_masks_and_sizes_below_one_are_named():
     for sizes, name in (((0, 1), "lanes"), ((1, -1), "width"), ((1, 1, 0), "scan")):
         with pytest.raises(ReproError, match=f"{name} is .*: it must be an integer, at least 1"):
             Accelerator(*sizes)
-    with pytest.raises(ReproError, match="lanes is 1.5"):
+    with pytest.raises(ReproError, match=r"lanes is 1\.5"):
         Accelerator(1.5, 2)
     with pytest.raises(ReproError, match="symbols is 0"):
         simulate_output(0, 4, 6, Accelerator(1, 1))

@@ -34,8 +34,9 @@ def read_coco(annotations: Path, features: Path) -> list[Image]:
     """The images of an annotation file `captions_*.json` that have captions, by image id.
 
     `features`: an .npz file with `ids`, integers (n,), and `features`, floats (n, d), of at least these images. Captions
-    become words of lower-case letters, digits and apostrophes, of any script. Raises ReproError for a file that cannot be read or lacks a
-    field, and naming the image id for a caption without features or without words, and for features that are not finite.
+    become words of lower-case letters of any script, digits and apostrophes. Raises ReproError for a file that cannot be read
+    or lacks a field, and naming the image id for a caption without features or without words, and for features that are not
+    finite.
     """
     vectors = _read_features(features)
     captions = defaultdict(list)

@@ -157,11 +157,13 @@ class TrainedSpeedTrial(Trial):
     The `training` is followed for a share `after` of its updates; the step that comes next is then taken over and over: its
     layers' forward and backward pass by "nn.LSTM", by this package without a rule ("dense"), and with it ("scattered").
 
-    Curve `steps` as of `SpeedTrial`; curve `zeros`: the share of `zeros` in the dnet of each `layer`, the lowest first.
+    Curve `steps` as of `SpeedTrial`; curve `zeros`, a row for each `layer`, the lowest first: the share of `zeros` in its dnet
+    and its cycles on the simulated accelerator, as `repro.studies.probing.Meter` has them.
     """
 
     study: ClassVar[str] = "zhu2017"
     kind: ClassVar[str] = "trained speed"
+    code_version: ClassVar[int] = 2  # with cycles
     timing: ClassVar[bool] = True
 
     training: CharacterTrial
@@ -197,15 +199,15 @@ class TrainedSpeedTrial(Trial):
             for copy, layer in zip(copies, layers, strict=True):
                 copy.load_state_dict(layer.state_dict())
         steps = {NN: Step(plain, *rest), DENSE: Step(dense, *rest), SCATTERED: Step(layers, *rest)}
-        zeros = steps[SCATTERED].zeros()
-        overall = sum(zeros) / len(zeros)
+        measured = _measured(steps[SCATTERED])
+        overall = sum(measured["zeros"]) / len(layers)
         rows = [
             {"method": name, "sparsity": overall * (name == SCATTERED), "zeros": overall * (name == SCATTERED)}
             | _summary(times)
             for name, times in interleaved(steps, self.rounds).items()
         ]
         curves = {"steps": {name: [row[name] for row in rows] for name in rows[0]}}
-        return Outcome({}, curves | {"zeros": {"layer": list(range(len(zeros))), "zeros": zeros}})
+        return Outcome({}, curves | {"zeros": measured})
 
     def _followed(self):
         """(layers, their input, the gradient that arrives, states) of the step after the last update."""
@@ -231,3 +233,19 @@ class TrainedSpeedTrial(Trial):
         loss = cross_entropy(model.decoder(out).flatten(0, 1), targets.flatten(), reduction="sum") / self.training.items()
         (d_out,) = torch.autograd.grad(loss, out)
         return list(model.layers), x, d_out, states
+
+
+def _measured(step: Step) -> dict[str, list]:
+    """Curve `zeros` of `TrainedSpeedTrial`."""
+    from repro.gradients.accelerator import Accelerator
+    from repro.studies.gates import MACHINE
+    from repro.studies.probing import CAUSES, Meter
+
+    meter = Meter(step.layers, {0}, Accelerator(*MACHINE))
+    meter.begin(0)
+    step()
+    meter.end()
+    columns = meter.columns
+    removed = zip(*(columns[cause] for cause in CAUSES), strict=True)
+    zeros = [sum(row) / entries for row, entries in zip(removed, columns["entries"], strict=True)]
+    return {"layer": columns["layer"], "zeros": zeros} | {name: columns[name] for name in ("dense_cycles", "simulated_cycles")}

@@ -364,14 +364,15 @@ TIMED = ", timed"
 
 
 def mac_arms(profile: Profile) -> Arms:
-    """The trainings whose zeros are turned into MACs and cycles; of the paper's own a step is timed, too."""
-    held = held_arms(profile)
-    static = {static_name(1e-6, normalisation): arm(profile, "static", 1e-6, normalisation) for normalisation in (NT, N)}
-    timed = [
-        TrainedSpeedTrial(training=trial, after=profile.speed.after, rounds=profile.speed.trained_rounds)
-        for trial in static[static_name(1e-6)]
-    ]
-    return static | {held_name(0.8): held[held_name(0.8)], static_name(1e-6) + TIMED: timed}
+    """The trainings whose zeros are turned into MACs and cycles; of the paper's own, and of a held share, a step is timed."""
+    arms = {static_name(1e-6, normalisation): arm(profile, "static", 1e-6, normalisation) for normalisation in (NT, N)}
+    arms[held_name(0.8)] = arm(profile, "held", 0.8)
+    for name in (static_name(1e-6), held_name(0.8)):
+        arms[name + TIMED] = [
+            TrainedSpeedTrial(training=trial, after=profile.speed.after, rounds=profile.speed.trained_rounds)
+            for trial in arms[name]
+        ]
+    return arms
 
 
 def step_name(width: int, batch: int) -> str:

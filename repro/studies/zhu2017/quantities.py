@@ -12,6 +12,7 @@ from repro.studies.gates import SNAPSHOTS
 from repro.studies.zhu2017 import comparisons as c
 from repro.studies.zhu2017.arithmetic import EXACT
 from repro.studies.zhu2017.comparisons import per_seed, relative_loss
+from repro.studies.zhu2017.parts import accounts
 from repro.studies.zhu2017.profiles import DENSE, HELD, NT, THRESHOLDS, N, held_name, static_name
 
 EARLY, TENTH, HALF, END = SNAPSHOTS
@@ -202,11 +203,7 @@ def validation_loss_seed_deviation_percent(results: Results):
 
 def redundant_share(record: Record, outer: tuple[str, ...] = ()) -> float:
     """Share of the MACs of a training that have a zero of dnet as an operand."""
-    from repro.gradients import macs
-
-    spec = record.spec
-    sizes = (record.metrics["symbols"], spec["hidden"], spec["hidden"], spec["layers"], spec["length"], spec["batch"])
-    return macs.redundant_share(macs.language_model_products(*sizes, outer=outer), c.zeros_by_layer(record) / 100)
+    return accounts(record, outer)["step"].share
 
 
 def _redundant(arm: str, outer: tuple[str, ...] = ()) -> Quantity:

@@ -14,6 +14,7 @@ from repro.report import plots
 from repro.studies.base import Exhibit, Quantity, Results
 from repro.studies.comparing import beside, interval
 from repro.studies.speeds import COLUMNS, CSR, DENSE, GATHERED, NN, NO_GPU, SCATTERED
+from repro.studies.zhu2017 import parts
 from repro.studies.zhu2017.comparisons import column, paper, per_seed, relative_loss
 from repro.studies.zhu2017.profiles import COLUMNS_80, ON_GPU, TIMED, speed_arms, static_name, step_name
 from repro.studies.zhu2017.profiles import DENSE as DENSE_TRAINING
@@ -54,8 +55,7 @@ def by_macs(sparsity: float) -> float:
 
 def measured_speedup(record: Record) -> float:
     """Of the layers of a training with the zeros of its rule, over the faster dense step."""
-    rows = timed_rows(record)
-    return float(rows.loc[rows["method"] == SCATTERED, "speedup"].iloc[0])
+    return parts.measured(record)["step"]
 
 
 def ideal_speedup(record: Record) -> float:

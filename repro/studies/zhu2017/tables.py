@@ -12,6 +12,7 @@ from repro.studies.zhu2017 import arithmetic as a
 from repro.studies.zhu2017 import comparisons as c
 from repro.studies.zhu2017 import quantities as q
 from repro.studies.zhu2017.comparisons import paper, per_seed, relative_loss
+from repro.studies.zhu2017.parts import of_timed_steps, of_trainings
 from repro.studies.zhu2017.profiles import DENSE, NT, THRESHOLDS, TIMED, N, short, static_name
 from repro.studies.zhu2017.speed import ideal_speedup, measured_speedup
 
@@ -227,12 +228,6 @@ def macs(results: Results) -> Tables:
                 paper("macs", "sparsified", "redundant_percent_low"),
                 100 * per_seed(results, arm, q.redundant_share),
             ),
-            (
-                arm,
-                "redundant MACs, output layer counted, %",
-                None,
-                100 * per_seed(results, arm, lambda record: q.redundant_share(record, ("output",))),
-            ),
             (arm, "ideal speed-up", None, 1 / (1 - per_seed(results, arm, q.redundant_share))),
             (arm, "simulated speed-up", None, per_seed(results, arm, q.simulated_speedup)),
         ]
@@ -241,6 +236,14 @@ def macs(results: Results) -> Tables:
         rows += [
             (arm, "zeros of the step, %", None, share),
             (arm, "ideal speed-up", None, per_seed(results, arm, ideal_speedup)),
+            (arm, "simulated speed-up", None, per_seed(results, arm, q.simulated_speedup)),
             (arm, "measured speed-up", None, per_seed(results, arm, measured_speedup)),
         ]
-    return {"By counting": beside(printed)[["", "quantity", "paper", "known", "ours"]], "Of our trainings": beside(rows)}
+    trained, timed = ([arm for arm in results.arms if arm.endswith(TIMED) == is_timed] for is_timed in (False, True))
+    parts = [row for arm in trained for row in of_trainings(results, arm)]
+    parts += [row for arm in timed for row in of_timed_steps(results, arm)]
+    return {
+        "By counting": beside(printed)[["", "quantity", "paper", "known", "ours"]],
+        "Of our trainings": beside(rows),
+        "Forward and backward apart": pd.DataFrame(parts),
+    }
