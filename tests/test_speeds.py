@@ -244,7 +244,7 @@ def test_without_a_gpu_its_claims_stay_open():
 def test_the_arms_are_the_sizes_of_the_claims(profile):
     arms = speed_arms(profile)
     wanted = {f"{width} cells, batch {batch}" for width in profile.speed.widths for batch in profile.speed.batches}
-    assert wanted | {"t = 0, NT", COLUMNS_80} <= set(arms)
+    assert wanted | {"t = 0, NT", COLUMNS_80, "t = 1e-6, NT", "80% held, NT, timed"} <= set(arms)
     assert len({trial.key() for trials in arms.values() for trial in trials}) == len(arms) * profile.seeds
     assert all(0.8 in trial.sparsities for name in wanted for trial in arms[name])
 
@@ -265,4 +265,4 @@ def test_the_exhibit_runs_end_to_end(tmp_path):
     assert len(tables[0]) == 2 + len(profile.speed.sparsities) + 3
     assert all(len(table) for table in tables)
     drawn = exhibit.draw(results)
-    assert [len(ax.patches) for ax in drawn.axes] == [0, 6]
+    assert [len(ax.patches) for ax in drawn.axes] == [0, 6, 0]

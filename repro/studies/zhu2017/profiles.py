@@ -383,7 +383,7 @@ ON_GPU = "GPU: "
 
 
 def speed_arms(profile: Profile) -> Arms:
-    """Steps of one layer by width and batch, on the CPU and on a GPU; and what whole columns of zeros cost in quality."""
+    """Steps of one layer by width and batch, on the CPU and on a GPU; and trainings, for what zeros cost in quality."""
     sizes, arms = profile.speed, {}
     for width, rounds in zip(sizes.widths, sizes.rounds, strict=True):
         for batch in sizes.batches:
@@ -391,11 +391,14 @@ def speed_arms(profile: Profile) -> Arms:
             arms[step_name(width, batch)] = _step_trials(profile, width, batch, sizes.sparsities, compared, rounds, "cpu")
     batch, rounds = sizes.batches[0], sizes.rounds[0]
     gpu = _step_trials(profile, sizes.gpu_width, batch, (), sizes.compared, rounds, "cuda")
+    timed = {name + TIMED for name in TRADED}
     quality = {DENSE: arm(profile, "static", 0.0), COLUMNS_80: arm(profile, "columns", 0.8)}
+    quality |= {name: trials for name, trials in mac_arms(profile).items() if name in timed or name in TRADED}
     return arms | {ON_GPU + step_name(sizes.gpu_width, batch): gpu} | quality
 
 
 COLUMNS_80 = "80% of the columns, NT"
+TRADED = (static_name(1e-6), held_name(0.8))  # trainings whose quality is set against their measured time
 
 
 def _step_trials(profile: Profile, width, batch, sparsities, compared, rounds, device) -> list[SpeedTrial]:

@@ -16,7 +16,7 @@ from repro.studies.comparing import beside, interval
 from repro.studies.speeds import COLUMNS, CSR, DENSE, GATHERED, NN, NO_GPU, SCATTERED
 from repro.studies.zhu2017 import parts
 from repro.studies.zhu2017.comparisons import column, paper, per_seed, relative_loss
-from repro.studies.zhu2017.profiles import COLUMNS_80, ON_GPU, TIMED, speed_arms, static_name, step_name
+from repro.studies.zhu2017.profiles import COLUMNS_80, ON_GPU, TIMED, TRADED, speed_arms, static_name, step_name
 from repro.studies.zhu2017.profiles import DENSE as DENSE_TRAINING
 
 Tables = dict[str, pd.DataFrame]
@@ -158,12 +158,20 @@ def steps(results: Results) -> Tables:
                 }
             )
     title = f"Forward and backward pass of one LSTM layer, {results.machine()}; speed-up over the faster dense step"
-    quality = [
-        (COLUMNS_80, "test loss against t = 0, %", None, relative_test_loss_structured_80(results)),
-        (COLUMNS_80, "validation loss against t = 0, %", None, relative_loss(results, COLUMNS_80, DENSE_TRAINING)),
-    ]
+    quality = []
+    for arm in (*TRADED, COLUMNS_80):
+        quality += [
+            (arm, "test loss against t = 0, %", None, relative_loss(results, arm, DENSE_TRAINING, "test_loss")),
+            (arm, "validation loss against t = 0, %", None, relative_loss(results, arm, DENSE_TRAINING)),
+        ]
+        if arm + TIMED in results.arms:
+            quality.append((arm, "measured speed-up of its LSTM layers", None, _measured(results, arm)))
     tables = {title: pd.DataFrame(rows)} if rows else {}
-    return tables | _missing(results) | {"What whole columns of zeros cost in quality": beside(quality)}
+    return tables | _missing(results) | {"Quality against measured time": beside(quality)}
+
+
+def _measured(results: Results, arm: str) -> np.ndarray:
+    return per_seed(results, arm + TIMED, measured_speedup)
 
 
 def _missing(results: Results) -> Tables:
@@ -172,8 +180,8 @@ def _missing(results: Results) -> Tables:
 
 
 def speed(results: Results) -> Figure:
-    """Left: speed-up over zeros for every width, under the bound by MACs. Right: every method at one width."""
-    figure, (left, right) = plots.new_figure(1, 2, size=(11, 4.6))
+    """Left: speed-up over zeros for every width, under the bound by MACs; then every method at one width; then quality."""
+    figure, (left, middle, right) = plots.new_figure(1, 3, size=(15, 4.6))
     zeros = np.linspace(0, 100, 101)
     left.plot(zeros, by_macs(zeros / 100), color="black", linewidth=1, label="1 / (1 - 2 s / 3)")
     batch = results.profile.speed.batches[0]
@@ -189,7 +197,8 @@ def speed(results: Results) -> Figure:
     left.axhline(1, color="black", linestyle=":", linewidth=1)
     left.set(xlabel="zeros of dnet, %", ylabel="speed-up over the faster dense step", title=f"Scattered zeros, batch {batch}")
     left.set(xlim=(40, 100))
-    _bars(right, results)
+    _bars(middle, results)
+    _traded(right, results)
     plots.legend_below(left, columns=3)
     plots.note(figure, f"one layer, forward and backward, {results.machine()}")
     return figure
@@ -218,6 +227,22 @@ def _bars(ax, results: Results) -> None:
     ax.set_yticks(range(len(methods)), [WORDS[method] for method in methods])
     ax.set(xlabel="speed-up over the faster dense step", xlim=(0, None), ylim=(-0.5, len(methods) - 0.3))
     ax.set_title(f"{share:.0%} of zeros, {step_name(sizes.compared_width, sizes.batches[0])}")
+
+
+def _traded(ax, results: Results) -> None:
+    """What a rule costs on test data over what it gains in measured time, of the layers of that very model."""
+    for arm, colour in zip(TRADED, plots.PALETTE[3:], strict=False):
+        gained = interval(_measured(results, arm))
+        cost = interval(relative_loss(results, arm, DENSE_TRAINING, "test_loss"))
+        if not np.isnan(gained[0] + cost[0]):
+            plots.points(ax, [gained[0]], *np.array([cost]).T, arm, color=colour)
+            ax.plot(gained[1:], [cost[0]] * 2, color=colour, linewidth=1.2)
+    ax.plot(1, 0, "o", color="black", markerfacecolor="none", label="t = 0")
+    ax.axhline(0, color="black", linestyle=":", linewidth=1)
+    ax.axvline(1, color="black", linestyle=":", linewidth=1)
+    ax.set(xlabel="speed-up of the model's LSTM layers", ylabel="test loss against t = 0, %")
+    ax.set_title(f"Quality against time, {results.profile.layers} x {results.profile.hidden} cells")
+    plots.legend_below(ax, columns=3)
 
 
 EXHIBITS = (
