@@ -215,6 +215,14 @@ def test_a_held_share_is_one_of_entries_where_sequences_end_early():
     assert zeros / entries == pytest.approx(0.8, abs=0.01)
 
 
+def test_a_small_step_in_every_pass_does_not_spoil_a_held_share():
+    """Every tenth step of equally many sequences has gradients 10,000 times smaller, and is removed as a whole."""
+    rule, generator = HeldSparsity(0.8), torch.Generator().manual_seed(0)
+    zeros = [(rule((1e-4 if step % 10 == 9 else 1.0) * torch.randn(32, 64, generator=generator)) == 0) for step in range(1000)]
+    assert all(zeros[9::10][k].all() for k in range(1, 100))
+    assert torch.stack(zeros).double().mean() == pytest.approx(0.8, abs=0.01)
+
+
 @pytest.mark.parametrize("value", [-0.1, 1.0, 1.5, math.nan, "0.8", None])
 @pytest.mark.parametrize("kind", [TopK, HeldSparsity, partial(DrawnColumns, seed=0)])
 def test_a_wanted_sparsity_lies_in_0_to_1(kind, value):

@@ -157,7 +157,7 @@ def test_recipes_are_all_combinations_and_the_main_one_is_among_them(profile):
     arms = recipe.arms(profile)
     grid = profile.grid
     assert len({trial.key() for trials in arms.values() for trial in trials}) == len(arms) * profile.seeds
-    assert len(arms) == 2 * len(grid.rates) * len(grid.batches) * 2
+    assert len(arms) == 3 * len(grid.rates) * len(grid.batches) * 2
     assert (grid.rates[0], grid.batches[-1]) == (profile.learning_rate, profile.batch)
     assert list(grid.rates) == sorted(grid.rates) and list(grid.batches) == sorted(grid.batches)
 

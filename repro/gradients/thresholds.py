@@ -144,16 +144,19 @@ class TopK(Rule):
 class HeldSparsity(Rule):
     """A threshold for each layer and direction that follows the gradients, so that a share `sparsity` of dnet is zero.
 
-    The first dnet sets t to its quantile, and so does one after a step that removed all of dnet, or none of it: t has lost
-    touch then. From there on t is known before dnet is, and every step corrects it:
-    `log t += gain (sparsity total - zeros) / largest`, by as much as it has entries: total of the largest that was seen, which
-    is all of them but where sequences of one batch end at different steps. If all steps counted alike there, the few longest
-    sequences would spoil the share; nor does a step of a few that is removed as a whole start t anew. Errors add up to the
-    change of log t over gain: over n steps in which t has to follow gradients that grow or shrink by a factor of k, the mean
-    sparsity is off by `log(k) / (gain n)` only, 0.2 points for a factor of 10 in 1,000 steps. With gain 1 the feedback does not
-    oscillate: the zeros grow by at most 0.48 for each unit of log t if dnet is normal, and by less for wider distributions.
-    (The step is that of adaptive conformal inference, Gibbs and Candes 2021, on log t.) A dnet of zeros only says nothing about
-    t and changes nothing.
+    The first dnet sets t to its quantile, and so does one after two steps in a row that removed all of dnet, or none of it: t
+    has lost touch then. (After one such step a new start would only lose t: the last word of sentences may be one.) From there
+    on t is known before dnet is, and every step corrects it: `log t += gain (sparsity total - zeros) / largest`, by as much as
+    it has entries: total of the largest that was seen, which is all of them but where sequences of one batch end at different
+    steps. If all steps counted alike there, the few longest sequences would spoil the share; nor does a step of a few that is
+    removed as a whole start t anew.
+
+    Errors add up to the change of log t over gain: over n steps in which t has to follow gradients that grow or shrink by a
+    factor of k, the mean sparsity is off by `log(k) / (gain n)` only, 0.2 points for a factor of 10 in 1,000 steps. A linear
+    layer makes one step an update: a training of a few hundred updates wants a gain of 2 or 3 there. With gain 1 the feedback
+    does not oscillate: the zeros grow by at most 0.48 for each unit of log t if dnet is normal, and by less for wider
+    distributions. (The step is that of adaptive conformal inference, Gibbs and Candes 2021, on log t.) A dnet of zeros only
+    says nothing about t and changes nothing.
     """
 
     feedback = True
@@ -165,10 +168,12 @@ class HeldSparsity(Rule):
         self.sparsity, self.gain = sparsity, gain
         self._logs: list[float | None] = [None]  # site 0 is that of a rule called on its own
         self._largest = [0]
+        self._astray = [False]  # whether the last step removed all or nothing
 
     def new_site(self) -> int:
         self._logs.append(None)
         self._largest.append(0)
+        self._astray.append(False)
         return len(self._logs) - 1
 
     def known(self, site=0):
@@ -187,19 +192,20 @@ class HeldSparsity(Rule):
         if not alive or self._logs[site] is None:
             return
         missing = self.sparsity * total - (total - kept)
-        lost_touch = kept == 0 or (kept == alive and missing > 0)
-        if lost_touch and total == self._largest[site]:
-            self._logs[site] = None
-        else:
-            self._logs[site] += self.gain * missing / self._largest[site]
+        self._logs[site] += self.gain * missing / self._largest[site]
+        if total == self._largest[site]:
+            astray = kept == 0 or (kept == alive and missing > 0)
+            if astray and self._astray[site]:
+                self._logs[site], astray = None, False
+            self._astray[site] = astray
 
     def state_dict(self) -> dict:
-        return {"logs": list(self._logs), "largest": list(self._largest)}
+        return {"logs": list(self._logs), "largest": list(self._largest), "astray": list(self._astray)}
 
     def load_state_dict(self, state: dict) -> None:
         if len(state["logs"]) != len(self._logs):
             raise ReproError(f"state of {len(state['logs']) - 1} layers and directions: this rule has {len(self._logs) - 1}")
-        self._logs, self._largest = list(state["logs"]), list(state["largest"])
+        self._logs, self._largest, self._astray = (list(state[name]) for name in ("logs", "largest", "astray"))
 
     def __repr__(self) -> str:
         return f"HeldSparsity({self.sparsity:g}, gain={self.gain:g})"

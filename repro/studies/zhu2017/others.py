@@ -17,6 +17,7 @@ from repro.studies.zhu2017 import comparisons as c
 from repro.studies.zhu2017.comparisons import per_seed, relative_loss
 from repro.studies.zhu2017.profiles import DENSE, Profile, arm, corpus_note, held_name
 from repro.studies.zhu2017.tasks import attention_arms
+from repro.studies.zhu2017.variations import of_extreme
 
 HELD = held_name(0.8)
 INNER = f"inner layers {HELD}"  # of the Transformer: those that do not add to the stream its blocks share
@@ -154,7 +155,12 @@ def relative_curves(results: Results, model: str) -> tuple[np.ndarray, np.ndarra
     return steps, np.array(relative)
 
 
+def others_held_zeros_deviation(results: Results) -> np.ndarray:
+    return of_extreme([abs(per_seed(results, f"{model}, {HELD}", zeros_percent) - 80) for model in MODELS], float)
+
+
 QUANTITIES: dict[str, Quantity] = {
+    "others_held_zeros_deviation": others_held_zeros_deviation,
     "gru_relative_test_loss_held_80": lambda results: cost(results, "GRU"),
     "transformer_relative_test_loss_held_80": lambda results: cost(results, "Transformer"),
     "attention_relative_test_loss_held_80": lambda results: cost(results, "attention"),

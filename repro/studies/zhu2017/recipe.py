@@ -17,7 +17,7 @@ from repro.studies.zhu2017.profiles import NT, N, Profile, arm, corpus_note
 from repro.studies.zhu2017.variations import (
     BRIEF,
     DENSE,
-    PAPERS,
+    HELD,
     RULES,
     bars,
     cost,
@@ -50,13 +50,13 @@ def recipes(profile: Profile) -> list[Recipe]:
 
 
 def arms(profile: Profile) -> Arms:
-    """Every recipe, dense and with the paper's threshold; those of the lowest rate are looked at."""
+    """Every recipe dense, with the paper's threshold and with a held share; dense ones of the lowest rate are looked at."""
     found = {}
     for recipe in recipes(profile):
         changes = {"learning_rate": recipe.rate, "batch": recipe.batch, "steps": profile.recipe_steps, **BRIEF}
-        for name in (DENSE, PAPERS):
-            snapshots = (HALF,) if recipe.rate == profile.grid.rates[0] else ()
-            found[f"{recipe}, {name}"] = arm(profile, *RULES[name], recipe.normalisation, snapshots=snapshots, **changes)
+        changes["snapshots"] = (HALF,) if recipe.rate == profile.grid.rates[0] else ()
+        for name, rule in RULES.items():
+            found[f"{recipe}, {name}"] = arm(profile, *rule, recipe.normalisation, **changes)
     return found
 
 
@@ -104,6 +104,8 @@ def tables(results: Results) -> dict[str, pd.DataFrame]:
         rows += [
             (name, "t = 1e-6: zeros, %", in_print, zeros(results, recipe)),
             (name, "t = 1e-6: validation loss against t = 0, %", None, cost(results, recipe)),
+            (name, "80% held: zeros, %", None, zeros(results, recipe, HELD)),
+            (name, "80% held: validation loss against t = 0, %", None, cost(results, recipe, HELD)),
             (name, "t = 0: validation loss, nats a symbol", None, dense_loss(results, recipe)),
         ]
         if recipe.rate == results.profile.grid.rates[0]:
@@ -113,7 +115,7 @@ def tables(results: Results) -> dict[str, pd.DataFrame]:
 
 
 def figure(results: Results) -> Figure:
-    """Zeros and their cost over the rate, by batch and normalisation; the t that 80 % of zeros need, over the batch."""
+    """Zeros and their cost over the rate, by batch and normalisation, and held; the t that 80 % need, over the batch."""
     drawn, (left, middle, right) = plots.new_figure(1, 3, size=(12, 4.6))
     grid = results.profile.grid
     for normalisation, colour, style in ((NT, BLUE, "-"), (N, ORANGE, "--")):
@@ -124,11 +126,17 @@ def figure(results: Results) -> Figure:
             plots.points(middle, grid.rates, *bars(cost(results, recipe) for recipe in found), **look)
         at_80 = bars(threshold_for_80(results, batch, normalisation) for batch in grid.batches)
         plots.points(right, grid.batches, *at_80, normalisation, color=colour, linestyle=style)
+    for ax, found in ((left, zeros), (middle, cost)):
+        held = [
+            np.concatenate([found(results, recipe, HELD) for recipe in recipes(results.profile) if recipe.rate == rate])
+            for rate in grid.rates
+        ]
+        plots.points(ax, grid.rates, *bars(held), "80% held, all four", color=GREEN, linestyle=":")
     printed, chosen = paper("figure4", "whole training", "zeros_percent", 1e-6), paper("figure5", "medium", "threshold")
     left.axhline(printed.value, color=plots.PAPER, linestyle=":", label=plots.paper_label(printed.known))
     right.axhline(chosen.value, color=plots.PAPER, linestyle=":", label=plots.paper_label(chosen.known, "paper, chosen t"))
-    left.set(ylabel="zeros of dnet, %", title="Zeros at t = 1e-6", ylim=(0, 102))
-    middle.set_title("What t = 1e-6 costs")
+    left.set(ylabel="zeros of dnet, %", title="Zeros at t = 1e-6, and held", ylim=(0, 102))
+    middle.set_title("What they cost")
     cost_axis(middle)
     right.set(
         xlabel="sequences of a minibatch (log scale)", ylabel="t (log scale)", title="t that 80 % of |dnet| do not exceed"
