@@ -6,12 +6,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from repro.engine import Context, Record, seed_for
 from repro.errors import ReproError
+from repro.gradients import ThresholdedLSTM
 from repro.studies.base import Results
 from repro.studies.gates import ONE_STEP, SNAPSHOTS, CharacterTrial, Windows
-from repro.studies.probing import DenseProbe
+from repro.studies.probing import DenseProbe, probe
 from repro.studies.zhu2017 import STUDY
 from repro.studies.zhu2017 import comparisons as c
 from repro.studies.zhu2017 import quantities as q
@@ -205,6 +207,18 @@ def test_the_probe_finds_the_factor_that_varies():
     # half of the entries lie at or below t = 2 / 8, and with their largest derivative, 1/4 or 1 for g, all of them above it
     assert probe.lifted(0.5) == (8, 8)
     assert probe.lifted(0.25) == (4, 4)
+
+
+def test_full_cells_and_those_that_pass_nothing_on():
+    """A unit whose gates are open and whose candidate is 1 counts the steps: from c = 10 on tanh(c) is 1, and dc is 0."""
+    torch.manual_seed(0)
+    lstm = ThresholdedLSTM(1, 2, threshold=0.0)
+    with torch.no_grad():
+        for parameter in lstm.parameters():
+            parameter.zero_()
+        lstm.bias_ih_l0[::2] = 100.0  # unit 0: i = f = g = o = 1; unit 1 stays at c = 0
+    found = probe(nn.ModuleList([lstm]), lambda: lstm(torch.zeros(14, 1, 1))[0].sum())
+    assert (found.cells, found.full_cells, found.dead_cells, found.dead_full_cells) == (28, 5, 5, 5)
 
 
 def test_windows_follow_each_other_and_passes_start_elsewhere():

@@ -309,6 +309,7 @@ class _Snapshots:
         derivative, arriving = found.variance_shares()
         shares = {"t": found.quantile(QUANTILE), "below": below, "lifted": lifted}
         shares |= {"derivative_share": derivative, "arriving_share": arriving}
+        shares |= {name: getattr(found, name) for name in ("cells", "full_cells", "dead_cells", "dead_full_cells")}
         self._extend("causes", training, {name: [share] for name, share in shares.items()})
 
     def _extend(self, name: str, training: float, columns: dict[str, list]) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import pandas as pd
 
+from repro.engine import Record
 from repro.report.published import Published
 from repro.studies.base import Results
 from repro.studies.comparing import beside
@@ -147,8 +150,15 @@ def causes(results: Results) -> Tables:
         (f"{_CAUSES[name]}", "share of the zeros at t = 0, %", None, q.per_seed(results, DENSE, _of_zeros(name)))
         for name in c.CAUSES[:-1]
     ]
-    shares = []
+    shares, cells = [], []
     for share, at in zip(SNAPSHOTS, AT, strict=True):
+        for name, of, what in (
+            ("full_cells", "cells", "tanh(c) is 1 or -1, % of all cells"),
+            ("dead_cells", "cells", "dc is 0, % of all cells"),
+            ("dead_full_cells", "dead_cells", "tanh(c) is 1 or -1, % of those whose dc is 0"),
+        ):
+            counts = ((name, share), (of, share))
+            cells.append((at, what, None, per_seed(results, DENSE, lambda record, n=counts: _percent(record, *n))))
         for name, what in (("derivative_share", "gate's derivative"), ("arriving_share", "arriving gradient")):
             values = per_seed(results, DENSE, lambda record, n=name, s=share: q.cause(record, n, s))
             shares.append((f"{what}, {at}", "share of the variance of log |dnet|", None, values))
@@ -156,7 +166,17 @@ def causes(results: Results) -> Tables:
             results, DENSE, lambda record, s=share: 100 * q.cause(record, "lifted", s) / q.cause(record, "below", s)
         )
         shares.append((f"smallest 80 %, {at}", "above t if the derivative were the largest, %", None, lifted))
-    return {"Zeros without a threshold": beside(rows), "What makes entries small": beside(shares)}
+    return {
+        "Zeros without a threshold": beside(rows),
+        "Cells that pass nothing on": beside(cells),
+        "What makes entries small": beside(shares),
+    }
+
+
+def _percent(record: Record, part: tuple[str, float], whole: tuple[str, float]) -> float:
+    """Of two counts of curve "causes", each at a share of training; NaN of none."""
+    count = q.cause(record, *whole)
+    return 100 * q.cause(record, *part) / count if count else math.nan
 
 
 _CAUSES = {
