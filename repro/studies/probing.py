@@ -206,19 +206,19 @@ def _columns(names: tuple[str, ...], rows: list[tuple]) -> Columns:
 
 
 class DenseProbe:
-    """Stands in for the records of all LSTM layers in one dense step: activations (Figure 2), and what makes entries small.
+    """Stands in for the records of all layers in one dense step: activations (Figure 2), and what makes entries small.
 
-    `cells`, of all time steps; `full_cells`: those with tanh(c) = 1 or -1 in float32, through which no gradient of h reaches c;
-    `dead_cells`: those whose dc is exactly 0; `dead_full_cells`: both.
+    `cells` of LSTM layers, at all time steps; `full_cells`: those with tanh(c) = 1 or -1 in float32, through which no gradient
+    of h reaches c; `dead_cells`: those whose dc is exactly 0; `dead_full_cells`: both.
     """
 
-    def __init__(self):
-        self.gates = GATES
-        self._gates = LayerRecord(GATES)
-        self.exact_zeros = torch.zeros(len(GATES), dtype=torch.long)
+    def __init__(self, gates: tuple[str, ...] = GATES):
+        self.gates = gates
+        self._gates = LayerRecord(gates)
+        self.exact_zeros = torch.zeros(len(gates), dtype=torch.long)
         self.activations = 0  # of each gate
         self.cells = self.full_cells = self.dead_cells = self.dead_full_cells = 0
-        self._largest = torch.tensor([LARGEST_DERIVATIVE[gate] for gate in GATES])[:, None]
+        self._largest = torch.tensor([LARGEST_DERIVATIVE[gate] for gate in gates])[:, None]
         self._magnitudes: list[Tensor] = []
         self._possible: list[Tensor] = []
         self._sums = torch.zeros(7, dtype=torch.float64)
@@ -231,11 +231,12 @@ class DenseProbe:
     def add_step(self, step, dnet, derivatives, arriving, factors, kept) -> None:
         self._magnitudes.append(dnet.abs().flatten())
         self._possible.append(((arriving * factors).abs() * self._largest).flatten())
-        full, dead = factors[:, GATES.index("o")].abs() == 1, arriving[:, GATES.index("g")] == 0  # tanh(c) and dc
-        self.cells += full.numel()
-        self.full_cells += int(full.sum())
-        self.dead_cells += int(dead.sum())
-        self.dead_full_cells += int((full & dead).sum())
+        if self.gates == GATES:
+            full, dead = factors[:, GATES.index("o")].abs() == 1, arriving[:, GATES.index("g")] == 0  # tanh(c) and dc
+            self.cells += full.numel()
+            self.full_cells += int(full.sum())
+            self.dead_cells += int(dead.sum())
+            self.dead_full_cells += int((full & dead).sum())
         alive = dnet != 0
         size, derivative, arrived = (x[alive].abs().double().log() for x in (dnet, derivatives, arriving))
         products = (size * size, derivative, derivative * size, arrived, arrived * size)
@@ -267,8 +268,8 @@ class DenseProbe:
 
 
 def probe(model: nn.Module, loss: Callable[[], Tensor]) -> DenseProbe:
-    """One dense step of a model of LSTMs without a threshold. Gradients are left cleared."""
-    found = DenseProbe()
+    """One dense step of a model without a threshold. Gradients are left cleared."""
+    found = DenseProbe(gate_names(model))
     for site in sites(model):
         site.record = found
     try:
