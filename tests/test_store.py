@@ -11,12 +11,14 @@ from dataclasses import dataclass, replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toys import Toy, Walk
+from toys import Clock, Toy, Walk
 
 from repro.engine import Outcome, Store, curves, frame
+from repro.engine import trial as trial_module
 from repro.engine.provenance import measured
 from repro.engine.trial import digest
 from repro.errors import ReproError
+from repro.studies.base import recorded
 
 TRIAL = Toy(value=3)
 OUTCOME = Outcome({"square": 9, "loss": 0.1 + 0.2, "note": "ü", "none": None}, {"loss": {"step": [0, 1], "value": [2.5, 0.1]}})
@@ -266,3 +268,15 @@ def test_frames(store):
         curves(records, "los")
     with pytest.raises(ReproError, match="metric 'value' has the name of another column"):
         frame([replace(records[0], metrics={"value": 1})])
+
+
+def test_a_timing_from_elsewhere_is_shown_unless_its_code_meant_something_else(tmp_path, monkeypatch):
+    """The committed times of another machine count; those of an older `code_version` may lack what is read of them now."""
+    trial, store = Clock(number=1), Store(tmp_path)
+    monkeypatch.setattr(trial_module, "machine_fingerprint", lambda: {"cpu": "abacus", "cores": 10})
+    written = store.put(trial, OUTCOME, {})
+    monkeypatch.undo()
+    assert store.get(trial) is None
+    assert recorded([trial], store) == {trial.key(): written}
+    monkeypatch.setattr(Clock, "code_version", 2)
+    assert recorded([trial], store) == {}

@@ -31,7 +31,7 @@ FORMAT = 1
 @dataclass(frozen=True)
 class Record:
     """What a trial left. `spec`: all its fields; `metrics`, `curves`, `diverged`: its outcome; `provenance`: code,
-    machine, time.
+    machine, time; `code_version`: that of the trial when it ran.
     """
 
     key: str
@@ -42,6 +42,7 @@ class Record:
     curves: dict[str, dict[str, list]]
     diverged: bool
     provenance: dict[str, Any]
+    code_version: int = 1
 
 
 class Store:
@@ -96,7 +97,15 @@ class Store:
         # The order of metrics is the trial's own: a frame of fresh records and one of old records have the same columns.
         lines = ",\n".join(f'"{name}": {json.dumps(value, allow_nan=False)}' for name, value in body.items())
         write_atomically(self._path(trial.study, key), f"{{\n{lines}\n}}\n")
-        return Record(key, trial.study, trial.kind, trial.describe(), **vars(outcome), provenance=provenance)
+        return Record(
+            key,
+            trial.study,
+            trial.kind,
+            trial.describe(),
+            **vars(outcome),
+            provenance=provenance,
+            code_version=trial.code_version,
+        )
 
     def records(self, study: str) -> list[Record]:
         """All sound records of a study, this folder's before the fallbacks', one per key, ordered by key."""
@@ -199,7 +208,10 @@ def _decode(data: bytes, path: Path) -> Record:
     if not identity["study"] == body["study"] == path.parent.parent.name or identity["kind"] != body["kind"]:
         raise ValueError("it belongs to another study or kind")
     outcome = _each_value(_decoded, body)
-    return Record(body["key"], body["study"], body["kind"], body["spec"], **outcome, provenance=body["provenance"])
+    version = identity["code_version"]
+    return Record(
+        body["key"], body["study"], body["kind"], body["spec"], **outcome, provenance=body["provenance"], code_version=version
+    )
 
 
 def _each_value(change, outcome: dict[str, Any]) -> dict[str, Any]:

@@ -197,8 +197,8 @@ def recorded(trials: Iterable[Trial], store: Store) -> dict[str, Record]:
         record = store.get(trial)
         if record is None and trial.timing:
             if elsewhere is None:
-                elsewhere = {canonical([r.kind, r.spec]): r for r in store.records(trial.study)}
-            record = elsewhere.get(canonical([trial.kind, trial.describe()]))
+                elsewhere = {canonical([r.kind, r.code_version, r.spec]): r for r in store.records(trial.study)}
+            record = elsewhere.get(canonical([trial.kind, trial.code_version, trial.describe()]))
         if record is not None:
             found[trial.key()] = record
     return found
