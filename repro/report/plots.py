@@ -116,6 +116,12 @@ def ours_and_paper_legend(ax, columns: int = 3, **legend):
         return ax.figure.legend([handles[label] for label in ordered], ordered, **style)
 
 
+def say_if_empty(ax) -> None:
+    """For a panel whose trainings nobody has run yet."""
+    if not ax.lines:
+        ax.text(0.5, 0.4, "no training recorded", transform=ax.transAxes, ha="center")
+
+
 def note(figure: Figure, words: str) -> None:
     """What the numbers were measured on, above all panels."""
     figure.suptitle(words, fontsize=9, x=0.01, ha="left")

@@ -122,6 +122,7 @@ def zeros_over_training(results: Results) -> Figure:
                 if t in (0, 1e-7, 1e-6):
                     printed = paper("figure4", "whole training", "zeros_percent", t)
                     plots.paper(ax, [104], [printed.value], printed.known, "paper, all layers", markeredgecolor=T_COLOURS[t])
+        plots.say_if_empty(row[0])
         row[0].set_ylabel(f"zeros of dnet, %\n{normalisation}")
     for layer, ax in enumerate(axes[0]):
         ax.set(title=f"layer {layer + 1}", ylim=(0, 102))
@@ -143,6 +144,7 @@ def losses(results: Results) -> Figure:
                 steps = results.curve(arm, "evaluations", "step")[0]
                 style = "--" if t == 0 else "-"
                 plots.band(ax, steps, *bootstrap_band(found), f"t = {short(t)}", color=T_COLOURS[t], linestyle=style)
+        plots.say_if_empty(ax)
         ax.set(xlabel="updates", title=title[0].upper() + title[1:])
     axes[0].set_ylabel("validation loss, nats a symbol")
     plots.ours_and_paper_legend(axes[0], columns=5)

@@ -4,37 +4,45 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from repro.engine import Record
-from repro.gradients import macs
-from repro.gradients.accelerator import Accelerator, simulate_forward, simulate_output, total
 from repro.studies.base import Results
 from repro.studies.gates import MACHINE
 from repro.studies.speeds import DENSE, NN, SCATTERED
 from repro.studies.zhu2017 import comparisons as c
 
-COUNTED = {"LSTM layers": (), "output layer too": ("output",), "one-hot embedding too": macs.OUTER}
+if TYPE_CHECKING:
+    from repro.gradients.macs import Account, Product
+
+COUNTED = {"LSTM layers": (), "output layer too": ("output",), "one-hot embedding too": ("output", "embedding")}
 PARTS = ("forward", "backward", "step")
 
 ByPart = dict[str, float]
 
 
-def products(record: Record, outer: tuple[str, ...] = ()) -> list[macs.Product]:
+def products(record: Record, outer: tuple[str, ...] = ()) -> list[Product]:
     """The products of a training step of the character model."""
+    from repro.gradients import macs
+
     spec = record.spec
     sizes = (record.metrics["symbols"], spec["hidden"], spec["hidden"], spec["layers"], spec["length"], spec["batch"])
     return macs.language_model_products(*sizes, outer=outer)
 
 
-def accounts(record: Record, outer: tuple[str, ...]) -> dict[str, macs.Account]:
+def accounts(record: Record, outer: tuple[str, ...]) -> dict[str, Account]:
     """By part, with the zeros of the whole training."""
+    from repro.gradients import macs
+
     return {account.part: account for account in macs.accounts(products(record, outer), c.zeros_by_layer(record) / 100)}
 
 
 def simulated(record: Record, outer: tuple[str, ...] = ()) -> ByPart:
     """Speed-up on the simulated accelerator, whose forward products are dense; NaN with an embedding, which it looks up."""
+    from repro.gradients.accelerator import Accelerator, simulate_forward, simulate_output, total
+
     if "embedding" in outer:
         return dict.fromkeys(PARTS, math.nan)
     spec, machine = record.spec.get("training", record.spec), Accelerator(*MACHINE)
@@ -76,8 +84,9 @@ def of_trainings(results: Results, arm: str) -> list[dict]:
 
 def of_timed_steps(results: Results, arm: str) -> list[dict]:
     """The same for one step within a training, which was timed."""
+    from repro.gradients import macs
 
-    def of_step(record: Record) -> dict[str, macs.Account]:
+    def of_step(record: Record) -> dict[str, Account]:
         spec = record.spec["training"]
         sizes = [spec[name] for name in ("hidden", "hidden", "length", "batch")]
         layers = [product for i in range(spec["layers"]) for product in macs.lstm_products(*sizes, layer=f"l{i}")]

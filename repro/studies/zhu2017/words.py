@@ -95,8 +95,7 @@ def learning(results: Results) -> Figure:
                 epochs = results.curve(arm, "evaluations", "epoch")[0]
                 found = np.exp(results.curve(arm, "evaluations", "validation_loss"))
                 plots.band(ax, epochs, *bootstrap_band(found), name, color=COLOURS[name], **_style(name))
-        if not ax.lines:
-            ax.text(0.5, 0.4, "no training recorded", transform=ax.transAxes, ha="center")
+        plots.say_if_empty(ax)
         published = published_perplexity(results, setup)
         if published is not None:
             label = plots.paper_label(published.known, "Zaremba et al., test")
