@@ -164,6 +164,7 @@ def _notebook(run) -> Path:
 def _figures(options) -> None:
     from repro.files import repository_root, write_atomically
     from repro.report.site import replace_between_markers, scoreboard_markdown
+    from repro.report.verdicts import prefer
     from repro.results import store
     from repro.studies import STUDIES
 
@@ -178,10 +179,7 @@ def _figures(options) -> None:
             run.save_tables(results)
             for path in run.save_figure(results):
                 print(path)
-    # The paper profile speaks where it has been run, the laptop profile elsewhere.
-    best = {
-        name: ledgers["paper"][name] if ledgers["paper"][name].n else verdict for name, verdict in ledgers["laptop"].items()
-    }
+    best = {name: prefer(ledgers["paper"][name], verdict) for name, verdict in ledgers["laptop"].items()}
     ordered = [best[claim.id] for study in STUDIES.values() for claim in study.claims()]
     readme = repository_root() / "README.md"
     board = scoreboard_markdown(ordered, {study.name: study.title for study in STUDIES.values()})

@@ -221,12 +221,12 @@ def test_the_dense_step_is_judged_at_its_worst_width():
 
 
 def test_measured_over_ideal_is_of_the_same_step():
-    """Layers with 70 and 90 % of zeros: 80 % of the MACs of equal layers, 2.14 ideally; 1.5 measured."""
+    """Layers with 70, 80 and 90 % of zeros: 80 % of the MACs of equal layers, 2.14 ideally; 1.5 measured."""
     arms = mac_arms(PROFILES["paper"])
     name = "t = 1e-6, NT, timed"
     trial = arms[name][0]
     rows = [row("nn.LSTM", 0, 3.0), row("dense", 0, 4.0), row("scattered", 0, 2.0)]
-    one = made(trial, rows, zeros={"layer": [0, 1], "zeros": [0.7, 0.9]})
+    one = made(trial, rows, zeros={"layer": [0, 1, 2], "zeros": [0.7, 0.8, 0.9]})
     results = Results(PROFILES["paper"], {name: [trial]}, {trial.key(): one})
     assert speed.measured_over_ideal_speedup(results) == pytest.approx([1.5 * (1 - 2 * 0.8 / 3)])
 

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from repro.errors import ReproError
-from repro.report.verdicts import FAILS, HOLDS, NOT_TESTABLE, TREND, UNDECIDED, Claim, decide
+from repro.report.verdicts import FAILS, HOLDS, NOT_TESTABLE, TREND, UNDECIDED, Claim, decide, prefer
 
 
 def claim(kind="substituted", holds=(5.0, 15.0), trend=(0.0, math.inf)):
@@ -95,3 +95,11 @@ def test_without_records_or_test():
     )  # fmt: skip
     decided = decide(untestable)
     assert decided.verdict == NOT_TESTABLE and decided.reason == "No such card. Instead: sizes are recomputed."
+
+
+def test_a_larger_profile_with_too_few_seeds_does_not_silence_a_smaller_one():
+    """Two seeds decide nothing, three or more do; where the smaller profile has no more, the larger one speaks."""
+    of = {n: decide(claim(), [1.0, 2.0, 3.0, 4.0][:n]) for n in range(5)}
+    for larger, smaller, chosen in ((0, 3, 3), (2, 3, 3), (3, 3, 3), (3, 4, 3), (4, 3, 4), (1, 0, 1), (2, 2, 2)):
+        found = prefer(of[larger], of[smaller] if larger != smaller else decide(claim(), [9.0] * smaller))
+        assert found is of[chosen]

@@ -80,7 +80,7 @@ def test_a_timed_step_has_its_zeros_its_cycles_and_its_times(tmp_path, rule, val
     trial = TrainedSpeedTrial(training=training, after=0.5, rounds=2)
     outcome = trial.run(Context(tmp_path, 1))
     record = Record(trial.key(), "zhu2017", trial.kind, trial.describe(), outcome.metrics, outcome.curves, False, {})
-    rows = parts.of_timed_steps(Results(None, {"timed": [trial]}, {trial.key(): record}), "timed")
+    rows = parts.rows(Results(None, {"one, timed": [trial]}, {trial.key(): record}), "one, timed")
     forward, backward, step = rows
     assert [row["part"] for row in rows] == list(parts.PARTS)
     assert forward["redundant, %"] == 0

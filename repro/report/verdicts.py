@@ -154,6 +154,11 @@ def decide(claim: Claim, values=None, source: str = "", papers_own_data: bool = 
     return _decide_measured(claim, values, source, papers_own_data)
 
 
+def prefer(larger: Verdict, smaller: Verdict) -> Verdict:
+    """Of one claim in two profiles: the larger one's, unless seeds are lacking there that the smaller one has."""
+    return larger if larger.n >= min(MINIMUM_SEEDS, smaller.n) else smaller
+
+
 def _decide_exact(claim: Claim, values: np.ndarray) -> Verdict:
     if values.size != 1 or not np.isfinite(values[0]):
         raise ReproError(f"claim {claim.id} is exact: {claim.quantity} should be one finite number, not {values.tolist()}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -13,9 +12,10 @@ from repro.studies.base import Results
 from repro.studies.gates import MACHINE
 from repro.studies.speeds import DENSE, NN, SCATTERED
 from repro.studies.zhu2017 import comparisons as c
+from repro.studies.zhu2017.profiles import TIMED
 
 if TYPE_CHECKING:
-    from repro.gradients.macs import Account, Product
+    from repro.gradients.macs import Account
 
 COUNTED = {"LSTM layers": (), "output layer too": ("output",), "one-hot embedding too": ("output", "embedding")}
 PARTS = ("forward", "backward", "step")
@@ -23,20 +23,17 @@ PARTS = ("forward", "backward", "step")
 ByPart = dict[str, float]
 
 
-def products(record: Record, outer: tuple[str, ...] = ()) -> list[Product]:
-    """The products of a training step of the character model."""
+def accounts(record: Record, outer: tuple[str, ...] = ()) -> dict[str, Account]:
+    """By part, with the zeros of the whole training, or of the one step that was timed."""
     from repro.gradients import macs
 
-    spec = record.spec
-    sizes = (record.metrics["symbols"], spec["hidden"], spec["hidden"], spec["layers"], spec["length"], spec["batch"])
-    return macs.language_model_products(*sizes, outer=outer)
-
-
-def accounts(record: Record, outer: tuple[str, ...]) -> dict[str, Account]:
-    """By part, with the zeros of the whole training."""
-    from repro.gradients import macs
-
-    return {account.part: account for account in macs.accounts(products(record, outer), c.zeros_by_layer(record) / 100)}
+    spec = record.spec.get("training", record.spec)
+    zeros = c.zeros_by_layer(record) / 100 if spec is record.spec else c.column(record, "zeros", "zeros")
+    symbols = record.metrics["symbols"] if outer else 1  # the LSTM layers do not ask for it, and a timed step has none
+    sizes = (spec[name] for name in ("hidden", "hidden", "layers", "length", "batch"))
+    return {
+        account.part: account for account in macs.accounts(macs.language_model_products(symbols, *sizes, outer=outer), zeros)
+    }
 
 
 def simulated(record: Record, outer: tuple[str, ...] = ()) -> ByPart:
@@ -67,45 +64,24 @@ def measured(record: Record) -> ByPart:
     return (times.loc[times.loc[[NN, DENSE], "step"].idxmin()] / times.loc[SCATTERED]).to_dict()
 
 
-def of_trainings(results: Results, arm: str) -> list[dict]:
-    """Rows of the table for a training with the zeros of all its measured updates, by what is counted and by part."""
-    rows = []
+def rows(results: Results, arm: str) -> list[dict]:
+    """Means over seeds, by what is counted and by part; of a timed step the LSTM layers alone."""
+    records = results.seeds(arm)
+    found = []
     for counted, outer in COUNTED.items():
-        for part in PARTS:
-            columns = {
-                "MACs of the step, %": lambda r, o=outer, p=part: 100 * accounts(r, o)[p].macs / accounts(r, o)["step"].macs,
-                "redundant, %": lambda r, o=outer, p=part: 100 * accounts(r, o)[p].share,
-                "ideal": lambda r, o=outer, p=part: accounts(r, o)[p].ideal,
-                "simulated": lambda r, o=outer, p=part: simulated(r, o)[p],
-            }
-            rows.append(_row(results, arm, counted, part, columns))
-    return rows
+        if records and not (outer and arm.endswith(TIMED)):
+            for part in PARTS:
+                means = pd.DataFrame([_columns(record, outer, part) for record in records]).mean()
+                found.append({"": arm, "counted": counted, "part": part} | means.to_dict())
+    return found
 
 
-def of_timed_steps(results: Results, arm: str) -> list[dict]:
-    """The same for one step within a training, which was timed."""
-    from repro.gradients import macs
-
-    def of_step(record: Record) -> dict[str, Account]:
-        spec = record.spec["training"]
-        sizes = [spec[name] for name in ("hidden", "hidden", "length", "batch")]
-        layers = [product for i in range(spec["layers"]) for product in macs.lstm_products(*sizes, layer=f"l{i}")]
-        return {account.part: account for account in macs.accounts(layers, c.column(record, "zeros", "zeros"))}
-
-    rows = []
-    for part in PARTS:
-        columns = {
-            "MACs of the step, %": lambda r, p=part: 100 * of_step(r)[p].macs / of_step(r)["step"].macs,
-            "redundant, %": lambda r, p=part: 100 * of_step(r)[p].share,
-            "ideal": lambda r, p=part: of_step(r)[p].ideal,
-            "simulated": lambda r, p=part: simulated(r)[p],
-            "measured": lambda r, p=part: measured(r)[p],
-        }
-        rows.append(_row(results, arm, "LSTM layers", part, columns))
-    return rows
-
-
-def _row(results: Results, arm: str, counted: str, part: str, columns: dict[str, Callable[[Record], float]]) -> dict:
-    """Means over seeds."""
-    means = {name: c.mean_or_nan(c.per_seed(results, arm, value)) for name, value in columns.items()}
-    return {"": arm, "counted": counted, "part": part} | means
+def _columns(record: Record, outer: tuple[str, ...], part: str) -> dict[str, float]:
+    account = accounts(record, outer)
+    return {
+        "MACs of the step, %": 100 * account[part].macs / account["step"].macs,
+        "redundant, %": 100 * account[part].share,
+        "ideal": account[part].ideal,
+        "simulated": simulated(record, outer)[part],
+        "measured": measured(record)[part] if "steps" in record.curves else math.nan,
+    }

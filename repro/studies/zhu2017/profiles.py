@@ -361,13 +361,14 @@ def dynamic_arms(profile: Profile) -> Arms:
 
 
 TIMED = ", timed"
+TRADED = (static_name(1e-6), held_name(0.8))  # of these trainings a step is timed: quality against measured time
 
 
 def mac_arms(profile: Profile) -> Arms:
     """The trainings whose zeros are turned into MACs and cycles; of the paper's own, and of a held share, a step is timed."""
     arms = {static_name(1e-6, normalisation): arm(profile, "static", 1e-6, normalisation) for normalisation in (NT, N)}
     arms[held_name(0.8)] = arm(profile, "held", 0.8)
-    for name in (static_name(1e-6), held_name(0.8)):
+    for name in TRADED:
         arms[name + TIMED] = [
             TrainedSpeedTrial(training=trial, after=profile.speed.after, rounds=profile.speed.trained_rounds)
             for trial in arms[name]
@@ -391,14 +392,12 @@ def speed_arms(profile: Profile) -> Arms:
             arms[step_name(width, batch)] = _step_trials(profile, width, batch, sizes.sparsities, compared, rounds, "cpu")
     batch, rounds = sizes.batches[0], sizes.rounds[0]
     gpu = _step_trials(profile, sizes.gpu_width, batch, (), sizes.compared, rounds, "cuda")
-    timed = {name + TIMED for name in TRADED}
     quality = {DENSE: arm(profile, "static", 0.0), COLUMNS_80: arm(profile, "columns", 0.8)}
-    quality |= {name: trials for name, trials in mac_arms(profile).items() if name in timed or name in TRADED}
+    quality |= {name: trials for name, trials in mac_arms(profile).items() if name.removesuffix(TIMED) in TRADED}
     return arms | {ON_GPU + step_name(sizes.gpu_width, batch): gpu} | quality
 
 
 COLUMNS_80 = "80% of the columns, NT"
-TRADED = (static_name(1e-6), held_name(0.8))  # trainings whose quality is set against their measured time
 
 
 def _step_trials(profile: Profile, width, batch, sparsities, compared, rounds, device) -> list[SpeedTrial]:

@@ -10,9 +10,9 @@ from repro.engine import Record
 from repro.studies.base import Quantity, Results
 from repro.studies.gates import SNAPSHOTS
 from repro.studies.zhu2017 import comparisons as c
+from repro.studies.zhu2017 import parts
 from repro.studies.zhu2017.arithmetic import EXACT
 from repro.studies.zhu2017.comparisons import per_seed, relative_loss
-from repro.studies.zhu2017.parts import accounts
 from repro.studies.zhu2017.profiles import DENSE, HELD, NT, THRESHOLDS, N, held_name, static_name
 
 EARLY, TENTH, HALF, END = SNAPSHOTS
@@ -203,7 +203,7 @@ def validation_loss_seed_deviation_percent(results: Results):
 
 def redundant_share(record: Record, outer: tuple[str, ...] = ()) -> float:
     """Share of the MACs of a training that have a zero of dnet as an operand."""
-    return accounts(record, outer)["step"].share
+    return parts.accounts(record, outer)["step"].share
 
 
 def _redundant(arm: str, outer: tuple[str, ...] = ()) -> Quantity:
@@ -212,7 +212,7 @@ def _redundant(arm: str, outer: tuple[str, ...] = ()) -> Quantity:
 
 def simulated_speedup(record: Record) -> float:
     """Of the LSTM layers' training step on the simulated accelerator, by the zeros of all measured steps."""
-    return c.column(record, "zeros", "dense_cycles").sum() / c.column(record, "zeros", "simulated_cycles").sum()
+    return parts.simulated(record)["step"]
 
 
 def simulated_over_ideal_speedup(results: Results):

@@ -15,7 +15,7 @@ from repro.studies.base import Exhibit, Quantity, Results
 from repro.studies.comparing import beside, interval
 from repro.studies.speeds import COLUMNS, CSR, DENSE, GATHERED, NN, NO_GPU, SCATTERED
 from repro.studies.zhu2017 import parts
-from repro.studies.zhu2017.comparisons import column, paper, per_seed, relative_loss
+from repro.studies.zhu2017.comparisons import paper, per_seed, relative_loss
 from repro.studies.zhu2017.profiles import COLUMNS_80, ON_GPU, TIMED, TRADED, speed_arms, static_name, step_name
 from repro.studies.zhu2017.profiles import DENSE as DENSE_TRAINING
 
@@ -60,7 +60,7 @@ def measured_speedup(record: Record) -> float:
 
 def ideal_speedup(record: Record) -> float:
     """What the zeros of the very step that was timed promise: all layers have as many MACs."""
-    return by_macs(float(column(record, "zeros", "zeros").mean()))
+    return parts.accounts(record)["step"].ideal
 
 
 # ------------------------------------------------------------------------------------------------------------------ quantities

@@ -13,9 +13,9 @@ from repro.studies.comparing import beside
 from repro.studies.gates import PRINTED, SNAPSHOTS
 from repro.studies.zhu2017 import arithmetic as a
 from repro.studies.zhu2017 import comparisons as c
+from repro.studies.zhu2017 import parts
 from repro.studies.zhu2017 import quantities as q
 from repro.studies.zhu2017.comparisons import paper, per_seed, relative_loss
-from repro.studies.zhu2017.parts import of_timed_steps, of_trainings
 from repro.studies.zhu2017.profiles import DENSE, NT, THRESHOLDS, TIMED, N, short, static_name
 from repro.studies.zhu2017.speed import ideal_speedup, measured_speedup
 
@@ -259,11 +259,8 @@ def macs(results: Results) -> Tables:
             (arm, "simulated speed-up", None, per_seed(results, arm, q.simulated_speedup)),
             (arm, "measured speed-up", None, per_seed(results, arm, measured_speedup)),
         ]
-    trained, timed = ([arm for arm in results.arms if arm.endswith(TIMED) == is_timed] for is_timed in (False, True))
-    parts = [row for arm in trained for row in of_trainings(results, arm)]
-    parts += [row for arm in timed for row in of_timed_steps(results, arm)]
     return {
         "By counting": beside(printed)[["", "quantity", "paper", "known", "ours"]],
         "Of our trainings": beside(rows),
-        "Forward and backward apart": pd.DataFrame(parts),
+        "Forward and backward apart": pd.DataFrame([row for arm in results.arms for row in parts.rows(results, arm)]),
     }
