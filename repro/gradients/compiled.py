@@ -142,7 +142,7 @@ def _product_step(start, size, kept, dnet, product, dense_plan, dense_body, list
     _share_rows(list_plan, start, size)
     run(list_plan, list_body)
     lists = product[LISTS]
-    product[LISTS] += 16 * start
+    product[LISTS] += 8 * start
     run(dense_plan, sparse_body)
     product[LISTS] = lists
     return True

@@ -2,7 +2,7 @@
 
 B (inner, columns) is packed in panels of 64 columns, (panels, inner, 64). A product takes 128 rows of a panel at a time, 32 KiB
 that stay in the nearest cache while rows of A pass by: five of them in 20 registers if A is taken whole, one row's non-zero
-entries, two at a time, if not. For these, A is first compressed into lists of entries, in the order in which they are used.
+entries, four at a time, if not. For these, A is first compressed into lists of entries, in the order in which they are used.
 
 All take raw addresses, in an int64 array of arguments that a plan (see `repro.sparse.regions`) points to.
 """
@@ -22,17 +22,17 @@ from repro.sparse.simd import read_u64
 
 PANEL, BLOCK, TILE = 64, 128, 5
 _PANEL_BYTES = 4 * PANEL
-_LIST_BYTES = 8 * (BLOCK + 16)  # at most: an entry has 8 bytes, and vectors are written past the end of the last list
+_LONGEST = BLOCK + 16  # entries a list has room for: vectors are written past its end
 _STRIP = 64  # rows of A that are transposed together
 _TURN = 320  # rows of C that are finished before the next, in a dense product: meanwhile they stay in the second cache
-_ROW_COST = 4  # of an empty row, in pairs of entries
+_ROW_COST = 2  # of an empty row, in fours of entries
 _MANY_ROWS = 256  # of C: from here on threads share out rows, below panels
 _WORTH_THREADS = 2**16  # multiplications: fewer take less time than starting a second thread
 u = np.uintp
 
 (A, A_ROW, B, B_PANEL, C, C_ROW, ROWS, INNER, COLUMNS, ADD, BY_ROWS, REVERSED, TRANSPOSED) = (u(k) for k in range(13))
-ENTRIES, LISTS, LISTED, STRIP, SUMS = (u(k) for k in range(13, 18))
-_ARGUMENTS = 18
+VALUES, OFFSETS, LISTS, LISTED, STRIP, SUMS = (u(k) for k in range(13, 19))
+_ARGUMENTS = 19
 _MEMORY = threading.local()
 
 
@@ -130,43 +130,60 @@ def _transpose_strip(arguments, row, strip, strip_row):
             simd.transpose_tile(source, a_row, inner - k, rows - r, strip + (r - row) * strip_row + k * u(4), strip_row)
 
 
+@njit(inline="always")
+def _first_entry(of_row):
+    return of_row >> u(8)
+
+
+@njit(inline="always")
+def _fours(of_row):
+    return of_row & u(255)
+
+
 @cache
 def compressor():
     """Body that lists the non-zero entries of A, those of 128 columns of a row in one list; its bounds are rows.
 
-    `lists` (blocks of columns, `listed` rows, 2): address of the first entry, and pairs of entries; the last of a pair may be
-    0. A thread's lists of a block follow each other without gaps, as they are read.
+    An entry is a value, and where its row of B begins in a block: two arrays. `lists` (blocks of columns, `listed` rows): how
+    many times four entries, of which the last may be 0, plus 256 times the number of the first one. A thread's lists of a block
+    follow each other without gaps, as they are read.
     """
 
     @region
     def body(plan, first_row, last_row):
         arguments = entry(plan, FREE)
         listed, inner, transposed = entry(arguments, LISTED), entry(arguments, INNER), entry(arguments, TRANSPOSED) != u(0)
-        lists = entry(arguments, LISTS) + first_row * u(16)
+        values, offsets = entry(arguments, VALUES), entry(arguments, OFFSETS)
+        lists = entry(arguments, LISTS) + first_row * u(8)
         strip_row = (inner + u(15)) // u(16) * u(64)
         strip = entry(arguments, STRIP) + _part(plan, first_row) * u(_STRIP) * strip_row
         for row in range(first_row, last_row):
-            a = entry(arguments, A) + row * entry(arguments, A_ROW)
+            a, ahead = entry(arguments, A) + row * entry(arguments, A_ROW), u(0)
             if transposed:
                 place = (row - first_row) % u(_STRIP)
                 if place == u(0):
                     _transpose_strip(arguments, row, strip, strip_row)
                 a = strip + place * strip_row
-            here, at = lists, entry(arguments, ENTRIES) + first_row * u(_LIST_BYTES)
+                # A cache line of the next strip for each 16 entries of this one: the processor fetches none by itself.
+                ahead = entry(arguments, A) + (row - place + u(_STRIP)) * u(4)
+                ahead += place % u(16) * entry(arguments, A_ROW) + place // u(16) * u(64)
+            here, free = lists, first_row * u(_LONGEST)
             for k in range(u(0), inner, u(BLOCK)):
-                begin = at
+                begin = free
                 if row > first_row:
-                    begin = read_u64(here - u(16)) + u(16) * read_u64(here - u(8))
+                    begin = _first_entry(read_u64(here - u(8))) + u(4) * _fours(read_u64(here - u(8)))
                 end, last = begin, min(k + u(BLOCK), inner)
                 for lane in range(k, last, u(16)):
-                    end += u(8) * simd.compress_lanes(a + lane * u(4), last - lane, end, (lane - k) * u(_PANEL_BYTES))
-                simd.zero_lanes(end)
-                end += (end - begin) % u(16)
-                simd.write_u64(here, begin)
-                simd.write_u64(here + u(8), (end - begin) // u(16))
-                here += listed * u(16)
-                at += listed * u(_LIST_BYTES)
-            lists += u(16)
+                    if transposed:
+                        simd.prefetch(ahead + lane * entry(arguments, A_ROW))
+                    of_b = (lane - k) * u(_PANEL_BYTES)
+                    end += simd.compress_lanes(a + lane * u(4), last - lane, values + end * u(4), offsets + end * u(2), of_b)
+                for address in (values + end * u(4), values + end * u(4) + u(8), offsets + end * u(2)):
+                    simd.write_u64(address, u(0))
+                simd.write_u64(here, begin << u(8) | (end - begin + u(3)) >> u(2))
+                here += listed * u(8)
+                free += listed * u(_LONGEST)
+            lists += u(8)
 
     return body
 
@@ -176,14 +193,16 @@ def _sparse_rows(registers: int, masked: int):
     """Lists of rows of A times 128 rows or fewer of a panel; meanwhile the 32 KiB after these are fetched."""
 
     @njit
-    def times(lists, b, before, c, stride, columns, add, rows):
+    def times(lists, values, offsets, b, before, c, stride, columns, add, rows):
         following, ahead = b + u(BLOCK * _PANEL_BYTES), u(BLOCK * _PANEL_BYTES // 64) // max(rows, u(1)) + u(1)
         for _ in range(rows):
             for _ in range(ahead):
                 simd.prefetch(following)
                 following += u(64)
-            simd.sparse_tile(read_u64(lists), read_u64(lists + u(8)), b, before, c, columns, add, registers, masked)
-            lists += u(16)
+            of_row = read_u64(lists)
+            value, offset = values + _first_entry(of_row) * u(4), offsets + _first_entry(of_row) * u(2)
+            simd.sparse_tile(value, offset, _fours(of_row), b, before, c, columns, add, registers, masked)
+            lists += u(8)
             before += u(_PANEL_BYTES)
             c += stride
 
@@ -203,22 +222,23 @@ def sparse_product(edge: int):
         arguments = entry(plan, FREE)
         first_row, last_row, first_panel, last_panel = _share(arguments, first, last)
         listed, inner, count = entry(arguments, LISTED), entry(arguments, INNER), last_row - first_row
+        values, offsets = entry(arguments, VALUES), entry(arguments, OFFSETS)
         sums = entry(arguments, SUMS) + _part(plan, first) * listed * u(_PANEL_BYTES)
         for i in range(first_panel, last_panel):
             panel = first_panel + last_panel - u(1) - i if entry(arguments, REVERSED) != u(0) else i
             columns = min(entry(arguments, COLUMNS) - panel * u(PANEL), u(PANEL))
             b, add = entry(arguments, B) + panel * entry(arguments, B_PANEL), u(0)
-            lists = entry(arguments, LISTS) + first_row * u(16)
+            lists = entry(arguments, LISTS) + first_row * u(8)
             for k in range(u(0), inner, u(BLOCK)):
                 c, stride = sums, u(_PANEL_BYTES)
                 if k + u(BLOCK) >= inner:
                     stride = entry(arguments, C_ROW)
                     c = entry(arguments, C) + first_row * stride + panel * u(_PANEL_BYTES)
                 if columns < u(PANEL):
-                    narrow(lists, b, sums, c, stride, columns, add, count)
+                    narrow(lists, values, offsets, b, sums, c, stride, columns, add, count)
                 else:
-                    full(lists, b, sums, c, stride, columns, add, count)
-                lists += listed * u(16)
+                    full(lists, values, offsets, b, sums, c, stride, columns, add, count)
+                lists += listed * u(8)
                 b += u(BLOCK * _PANEL_BYTES)
                 add = u(1)
 
@@ -226,12 +246,12 @@ def sparse_product(edge: int):
 
 
 @kept
-def _share_pairs(plan, lists, work):
-    """Bounds of rows with about as many pairs in each part; `lists` (blocks, rows, 2) from `compressor`."""
+def _share_entries(plan, lists, work):
+    """Bounds of rows with about as many entries in each part; `lists` (blocks, rows) from `compressor`."""
     work[:] = _ROW_COST
     for block in range(len(lists)):
         for row in range(len(work)):
-            work[row] += lists[block, row, 1]
+            work[row] += lists[block, row] & 255
     total, threads, part, done = work.sum(), plan[THREADS], 1, 0
     for row in range(len(work)):
         while part < threads and done * threads >= total * part:
@@ -344,8 +364,9 @@ class Product:
         """Point to memory for the lists of A (rows, inner); it holds those that were last made for as many."""
         blocks, arguments = -(-self.inner // BLOCK), self.arguments
         arguments[LISTED] = rows
-        arguments[LISTS] = _memory("lists", 16 * blocks * rows).address
-        arguments[ENTRIES] = _memory("entries", blocks * rows * _LIST_BYTES).address
+        arguments[LISTS] = _memory("lists", 8 * blocks * rows).address
+        arguments[VALUES] = _memory("values", 4 * blocks * rows * _LONGEST).address
+        arguments[OFFSETS] = _memory("offsets", 2 * blocks * rows * _LONGEST).address
         arguments[STRIP] = _memory("strip", 4 * self.threads * _STRIP * (self.inner + 16)).address
         arguments[SUMS] = _memory("sums", self.threads * rows * _PANEL_BYTES).address
 
@@ -372,8 +393,8 @@ class Product:
             run(self.by_rows(rows), compressor().address)
         if rows >= _MANY_ROWS:
             blocks = -(-self.inner // BLOCK)
-            lists = scratch("lists", 2 * blocks * rows, np.int64).reshape(blocks, rows, 2)
-            _share_pairs(plan, lists, scratch("work", rows, np.int64))
+            lists = scratch("lists", blocks * rows, np.int64).reshape(blocks, rows)
+            _share_entries(plan, lists, scratch("work", rows, np.int64))
         run(plan, self.sparse)
 
 

@@ -33,6 +33,11 @@ def _splat(builder, value):
     return builder.shuffle_vector(one, ir.Constant(kind, ir.Undefined), _constant(_INTEGERS, 0))
 
 
+def _in_register(builder, vector):
+    """The same; LLVM does not know that it comes from memory, from where it would load each lane by itself."""
+    return builder.asm(ir.FunctionType(vector.type, [vector.type]), "", "=v,0", [vector], side_effect=False)
+
+
 def _function(builder, name, result, arguments):
     return cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, arguments), name)
 
@@ -75,6 +80,9 @@ class _Sums:
         for place in self._places:
             builder.store(_constant(_FLOATS, 0.0), place)
 
+    def begin(self, k: int, value) -> None:
+        self._builder.store(value, self._places[k])
+
     def add_product(self, k: int, a, b) -> None:
         self._builder.store(_multiply_add(self._builder, a, b, self[k]), self._places[k])
 
@@ -82,11 +90,11 @@ class _Sums:
         return self._builder.load(self._places[k])
 
 
-def _write(builder, sums, before, target, masks, add) -> None:
-    """Store `sums` next to each other at `target`, added to what is at `before` if `add`."""
+def _write(builder, sums, target, masks, add) -> None:
+    """Store `sums` next to each other at `target`, added to what is there if `add`."""
     for r, (value, mask) in enumerate(zip(sums, masks, strict=True)):
         offset = word(64 * r)
-        old = builder.select(add, load_lanes(builder, builder.add(before, offset), mask), _constant(_FLOATS, 0.0))
+        old = builder.select(add, load_lanes(builder, builder.add(target, offset), mask), _constant(_FLOATS, 0.0))
         store_lanes(builder, builder.fadd(old, value), builder.add(target, offset), mask)
 
 
@@ -116,65 +124,67 @@ def dense_tile(typing, a, a_row, b, inner, c, c_row, columns, add, rows, registe
         masks = _column_masks(builder, columns, width, edge)
         for row in range(row_count):
             at = builder.add(c, builder.mul(c_row, word(row)))
-            _write(builder, [sums[row * width + r] for r in range(width)], at, at, masks, add)
+            _write(builder, [sums[row * width + r] for r in range(width)], at, masks, add)
         return context.get_dummy_value()
 
     return types.void(*[_WORD] * 8, rows, registers, masked), generate
 
 
 @intrinsic(prefer_literal=True)
-def sparse_tile(typing, entries, pairs, b, before, c, columns, add, registers, masked):
-    """One row: C = the sum of `2 pairs` values times rows of B, plus `before` if `add`; `columns` as in `dense_tile`.
+def sparse_tile(typing, values, offsets, fours, b, before, c, columns, add, registers, masked):
+    """One row: C = the sum of `4 fours` values times rows of B, plus `before` if `add`; `columns` as in `dense_tile`.
 
-    An entry is a value, and how many bytes after `b` its row begins.
+    `offsets`: 16 bits each, how many bytes after `b` the row of a value begins.
     """
     if not all(isinstance(kind, types.Literal) for kind in (registers, masked)):
         return None
     width, edge = registers.literal_value, bool(masked.literal_value)
 
     def generate(context, builder, signature, arguments):
-        entries, pairs, b, before, c, columns, add = arguments[:7]
-        add = builder.icmp_unsigned("!=", add, word(0))
+        values, offsets, fours, b, before, c, columns, add = arguments[:8]
         sums = _Sums(builder, 2 * width)
-        with cgutils.for_range(builder, pairs) as loop:
-            first = builder.add(entries, builder.mul(loop.index, word(16)))
-            for k in range(2):
-                both = _load(builder, first, _I64, 8 * k)  # one load: they, not multiplications, are what limits this loop
-                left = builder.bitcast(_splat(builder, builder.trunc(both, _I32)), _FLOATS)
-                row = builder.add(b, builder.lshr(both, word(32)))
+        with builder.if_then(builder.icmp_unsigned("!=", add, word(0))):
+            for r in range(width):
+                sums.begin(r, load_lanes(builder, builder.add(before, word(64 * r))))
+        with cgutils.for_range(builder, fours) as loop:
+            # While an integer is loaded no row of B is: hence one load for four offsets, and one for four values.
+            four = _load(builder, builder.add(values, builder.mul(loop.index, word(16))), _floats(4), align=16)
+            four = _in_register(builder, builder.shuffle_vector(four, four, ir.Constant(_INTEGERS, [0, 1, 2, 3] * 4)))
+            places = _load(builder, builder.add(offsets, builder.mul(loop.index, word(8))), _I64, align=8)
+            for k in range(4):
+                left = builder.shuffle_vector(four, four, ir.Constant(_INTEGERS, [lane - lane % 4 + k for lane in range(16)]))
+                row = builder.add(b, builder.and_(builder.lshr(places, word(16 * k)), word(0xFFFF)))
                 for r in range(width):
-                    sums.add_product(k * width + r, left, load_lanes(builder, builder.add(row, word(64 * r))))
-        both = [builder.fadd(sums[r], sums[width + r]) for r in range(width)]
-        _write(builder, both, before, c, _column_masks(builder, columns, width, edge), add)
+                    sums.add_product(k % 2 * width + r, left, load_lanes(builder, builder.add(row, word(64 * r))))
+        for r, mask in enumerate(_column_masks(builder, columns, width, edge)):
+            store_lanes(builder, builder.fadd(sums[r], sums[width + r]), builder.add(c, word(64 * r)), mask)
         return context.get_dummy_value()
 
-    return types.void(*[_WORD] * 7, registers, masked), generate
+    return types.void(*[_WORD] * 8, registers, masked), generate
 
 
 @intrinsic
-def compress_lanes(typing, source, lanes, entries, first_offset):
-    """Write an entry, its value and 256 times its place plus `first_offset`, 4 bytes each, for all that is not zero of `lanes`
-    (up to 16) floats; returns how many. 128 bytes are written, zeros last.
+def compress_lanes(typing, source, lanes, values, offsets, first_offset):
+    """Write all that is not zero of `lanes` (up to 16) floats to `values`, and 256 times its place plus `first_offset`, 16 bits
+    each, to `offsets`; returns how many. 64 and 32 bytes are written, zeros last.
     """
 
     def generate(context, builder, signature, arguments):
-        source, lanes, entries, first_offset = arguments
+        source, lanes, values, offsets, first_offset = arguments
         found = load_lanes(builder, source, first_lanes(builder, lanes))
         mask = builder.fcmp_unordered("!=", found, _constant(_FLOATS, 0.0))
         first = _splat(builder, builder.trunc(first_offset, _I32))
         places = builder.add(first, ir.Constant(_INTEGERS, [256 * lane for lane in range(16)]))
         compress = _function(builder, "llvm.x86.avx512.mask.compress.v16i32", _INTEGERS, [_INTEGERS, _INTEGERS, _MASK])
-        values, places = (
+        found, places = (
             builder.call(compress, [vector, ir.Constant(_INTEGERS, None), mask])
             for vector in (builder.bitcast(found, _INTEGERS), places)
         )
-        for half in range(2):
-            order = [8 * half + lane // 2 + 16 * (lane % 2) for lane in range(16)]
-            both = builder.shuffle_vector(values, places, ir.Constant(_INTEGERS, order))
-            store_lanes(builder, both, builder.add(entries, word(64 * half)))
+        store_lanes(builder, found, values)
+        store_lanes(builder, builder.trunc(places, ir.VectorType(ir.IntType(16), 16)), offsets)
         return count_lanes(builder, mask)
 
-    return _WORD(*[_WORD] * 4), generate
+    return _WORD(*[_WORD] * 5), generate
 
 
 def count_lanes(builder, mask):
@@ -193,17 +203,6 @@ def write_u64(typing, address, value):
         return context.get_dummy_value()
 
     return types.void(_WORD, _WORD), generate
-
-
-@intrinsic
-def zero_lanes(typing, address):
-    """Write 64 bytes of zeros."""
-
-    def generate(context, builder, signature, arguments):
-        store_lanes(builder, _constant(_FLOATS, 0.0), arguments[0])
-        return context.get_dummy_value()
-
-    return types.void(_WORD), generate
 
 
 @intrinsic
