@@ -1,8 +1,9 @@
 """C = A B in two ways for the same packed B: by all entries of A, or only by those that are not zero.
 
-B (inner, columns) is packed in panels of 64 columns, (panels, inner, 64). A product takes 128 rows of a panel at a time, 32 KiB
-that stay in the nearest cache while rows of A pass by: five of them in 20 registers if A is taken whole, one row's non-zero
-entries, four at a time, if not. For these, A is first compressed into lists of entries, in the order in which they are used.
+B (inner, columns) is packed in panels of 64 columns, (panels, inner, 64); the last 16 columns or fewer are taken together with
+the panel before. A product takes 128 rows of a panel at a time, 32 KiB that stay in the nearest cache while rows of A pass by:
+five of them in 20 registers if A is taken whole, one row's non-zero entries, four at a time, if not. For these, A is first
+compressed into lists of entries, in the order in which they are used.
 
 All take raw addresses, in an int64 array of arguments that a plan (see `repro.sparse.regions`) points to.
 """
@@ -22,6 +23,7 @@ from repro.sparse.simd import read_u64
 
 PANEL, BLOCK, TILE = 64, 128, 5
 _PANEL_BYTES = 4 * PANEL
+_SUMS_BYTES = 4 * (PANEL + 16)
 _LONGEST = BLOCK + 16  # entries a list has room for: vectors are written past its end
 _STRIP = 64  # rows of A that are transposed together
 _TURN = 320  # rows of C that are finished before the next, in a dense product: meanwhile they stay in the second cache
@@ -31,8 +33,8 @@ _WORTH_THREADS = 2**16  # multiplications: fewer take less time than starting a 
 u = np.uintp
 
 (A, A_ROW, B, B_PANEL, C, C_ROW, ROWS, INNER, COLUMNS, ADD, BY_ROWS, REVERSED, TRANSPOSED) = (u(k) for k in range(13))
-VALUES, OFFSETS, LISTS, LISTED, STRIP, SUMS = (u(k) for k in range(13, 19))
-_ARGUMENTS = 19
+VALUES, OFFSETS, LISTS, LISTED, ENDS, STRIP, SUMS = (u(k) for k in range(13, 20))
+_ARGUMENTS = 20
 _MEMORY = threading.local()
 
 
@@ -57,11 +59,23 @@ def scratch(name: str, size: int, dtype=np.float32) -> np.ndarray:
 
 
 @njit(inline="always")
+def _panels(columns):
+    """How many panels a product takes: the last one has 17 to 80 columns, unless it is the only one."""
+    return max((columns + u(PANEL - 17)) // u(PANEL), u(1))
+
+
+@njit(inline="always")
 def _share(arguments, first, last):
     """(first row, last row, first panel, last panel) of a thread's part."""
     if entry(arguments, BY_ROWS) != u(0):
-        return first, last, u(0), (entry(arguments, COLUMNS) + u(PANEL - 1)) // u(PANEL)
+        return first, last, u(0), _panels(entry(arguments, COLUMNS))
     return u(0), entry(arguments, ROWS), first, last
+
+
+@njit(inline="always")
+def _columns(arguments, panel):
+    columns = entry(arguments, COLUMNS)
+    return u(PANEL) if panel + u(1) < _panels(columns) else columns - panel * u(PANEL)
 
 
 @cache
@@ -69,13 +83,13 @@ def _dense_rows(registers: int, masked: int):
     """Rows of A times 128 rows or fewer of a panel."""
 
     @njit
-    def times(a, a_row, b, inner, c, c_row, columns, add, rows):
+    def times(a, a_row, b, fifth, inner, c, c_row, columns, add, rows):
         for _ in range(rows // u(TILE)):
-            simd.dense_tile(a, a_row, b, inner, c, c_row, columns, add, TILE, registers, masked)
+            simd.dense_tile(a, a_row, b, fifth, inner, c, c_row, columns, add, TILE, registers, masked)
             a += u(TILE) * a_row
             c += u(TILE) * c_row
         for _ in range(rows % u(TILE)):
-            simd.dense_tile(a, a_row, b, inner, c, c_row, columns, add, 1, registers, masked)
+            simd.dense_tile(a, a_row, b, fifth, inner, c, c_row, columns, add, 1, registers, masked)
             a += a_row
             c += c_row
 
@@ -84,8 +98,8 @@ def _dense_rows(registers: int, masked: int):
 
 @cache
 def dense_product(edge: int):
-    """Body of C = or += A B. `edge`: registers of 16 columns of the last panel, 1 to 4."""
-    full, narrow = _dense_rows(4, 0), _dense_rows(edge, 1)
+    """Body of C = or += A B. `edge`: registers of 16 columns of the last panel, 1 to 5."""
+    full, at_edge = _dense_rows(4, 0), _dense_rows(edge, 1)
 
     @region
     def body(plan, first, last):
@@ -94,7 +108,7 @@ def dense_product(edge: int):
         a_row, c_row, inner = entry(arguments, A_ROW), entry(arguments, C_ROW), entry(arguments, INNER)
         for i in range(first_panel, last_panel):
             panel = first_panel + last_panel - u(1) - i if entry(arguments, REVERSED) != u(0) else i
-            columns = min(entry(arguments, COLUMNS) - panel * u(PANEL), u(PANEL))
+            columns, fifth = _columns(arguments, panel), entry(arguments, B_PANEL)
             b = entry(arguments, B) + panel * entry(arguments, B_PANEL)
             for turn in range(row, last_row, u(_TURN)):
                 rows, add = min(last_row - turn, u(_TURN)), entry(arguments, ADD)
@@ -102,10 +116,10 @@ def dense_product(edge: int):
                 c = entry(arguments, C) + turn * c_row + panel * u(_PANEL_BYTES)
                 for k in range(u(0), inner, u(BLOCK)):
                     count = min(inner - k, u(BLOCK))
-                    if columns < u(PANEL):
-                        narrow(a + k * u(4), a_row, b + k * u(_PANEL_BYTES), count, c, c_row, columns, add, rows)
+                    if columns == u(PANEL):
+                        full(a + k * u(4), a_row, b + k * u(_PANEL_BYTES), fifth, count, c, c_row, columns, add, rows)
                     else:
-                        full(a + k * u(4), a_row, b + k * u(_PANEL_BYTES), count, c, c_row, columns, add, rows)
+                        at_edge(a + k * u(4), a_row, b + k * u(_PANEL_BYTES), fifth, count, c, c_row, columns, add, rows)
                     add = u(1)
 
     return body
@@ -145,8 +159,8 @@ def compressor():
     """Body that lists the non-zero entries of A, those of 128 columns of a row in one list; its bounds are rows.
 
     An entry is a value, and where its row of B begins in a block: two arrays. `lists` (blocks of columns, `listed` rows): how
-    many times four entries, of which the last may be 0, plus 256 times the number of the first one. A thread's lists of a block
-    follow each other without gaps, as they are read.
+    many times four entries, of which the last may be 0, plus 256 times the number of the first one. A part's lists of a block
+    follow each other without gaps, also from one call to the next: `ends` (parts, blocks) says where the next one begins.
     """
 
     @region
@@ -156,7 +170,9 @@ def compressor():
         values, offsets = entry(arguments, VALUES), entry(arguments, OFFSETS)
         lists = entry(arguments, LISTS) + first_row * u(8)
         strip_row = (inner + u(15)) // u(16) * u(64)
-        strip = entry(arguments, STRIP) + _part(plan, first_row) * u(_STRIP) * strip_row
+        part = _part(plan, first_row)
+        strip = entry(arguments, STRIP) + part * u(_STRIP) * strip_row
+        ends = entry(arguments, ENDS) + part * ((inner + u(BLOCK - 1)) // u(BLOCK)) * u(8)
         for row in range(first_row, last_row):
             a, ahead = entry(arguments, A) + row * entry(arguments, A_ROW), u(0)
             if transposed:
@@ -167,11 +183,9 @@ def compressor():
                 # A cache line of the next strip for each 16 entries of this one: the processor fetches none by itself.
                 ahead = entry(arguments, A) + (row - place + u(_STRIP)) * u(4)
                 ahead += place % u(16) * entry(arguments, A_ROW) + place // u(16) * u(64)
-            here, free = lists, first_row * u(_LONGEST)
+            here, at = lists, ends
             for k in range(u(0), inner, u(BLOCK)):
-                begin = free
-                if row > first_row:
-                    begin = _first_entry(read_u64(here - u(8))) + u(4) * _fours(read_u64(here - u(8)))
+                begin = read_u64(at)
                 end, last = begin, min(k + u(BLOCK), inner)
                 for lane in range(k, last, u(16)):
                     if transposed:
@@ -180,9 +194,11 @@ def compressor():
                     end += simd.compress_lanes(a + lane * u(4), last - lane, values + end * u(4), offsets + end * u(2), of_b)
                 for address in (values + end * u(4), values + end * u(4) + u(8), offsets + end * u(2)):
                     simd.write_u64(address, u(0))
-                simd.write_u64(here, begin << u(8) | (end - begin + u(3)) >> u(2))
+                fours = (end - begin + u(3)) // u(4)
+                simd.write_u64(here, begin << u(8) | fours)
+                simd.write_u64(at, begin + u(4) * fours)
                 here += listed * u(8)
-                free += listed * u(_LONGEST)
+                at += u(8)
             lists += u(8)
 
     return body
@@ -193,7 +209,7 @@ def _sparse_rows(registers: int, masked: int):
     """Lists of rows of A times 128 rows or fewer of a panel; meanwhile the 32 KiB after these are fetched."""
 
     @njit
-    def times(lists, values, offsets, b, before, c, stride, columns, add, rows):
+    def times(lists, values, offsets, b, fifth, before, c, stride, columns, add, rows):
         following, ahead = b + u(BLOCK * _PANEL_BYTES), u(BLOCK * _PANEL_BYTES // 64) // max(rows, u(1)) + u(1)
         for _ in range(rows):
             for _ in range(ahead):
@@ -201,9 +217,9 @@ def _sparse_rows(registers: int, masked: int):
                 following += u(64)
             of_row = read_u64(lists)
             value, offset = values + _first_entry(of_row) * u(4), offsets + _first_entry(of_row) * u(2)
-            simd.sparse_tile(value, offset, _fours(of_row), b, before, c, columns, add, registers, masked)
+            simd.sparse_tile(value, offset, _fours(of_row), b, fifth, before, c, columns, add, registers, masked)
             lists += u(8)
-            before += u(_PANEL_BYTES)
+            before += u(_SUMS_BYTES)
             c += stride
 
     return times
@@ -215,7 +231,7 @@ def sparse_product(edge: int):
 
     Sums of a panel of C wait for the last block next to each other, at `sums`: rows of C itself lie far apart.
     """
-    full, narrow = _sparse_rows(4, 0), _sparse_rows(edge, 1)
+    full, at_edge = _sparse_rows(4, 0), _sparse_rows(edge, 1)
 
     @region
     def body(plan, first, last):
@@ -223,21 +239,21 @@ def sparse_product(edge: int):
         first_row, last_row, first_panel, last_panel = _share(arguments, first, last)
         listed, inner, count = entry(arguments, LISTED), entry(arguments, INNER), last_row - first_row
         values, offsets = entry(arguments, VALUES), entry(arguments, OFFSETS)
-        sums = entry(arguments, SUMS) + _part(plan, first) * listed * u(_PANEL_BYTES)
+        sums = entry(arguments, SUMS) + _part(plan, first) * listed * u(_SUMS_BYTES)
         for i in range(first_panel, last_panel):
             panel = first_panel + last_panel - u(1) - i if entry(arguments, REVERSED) != u(0) else i
-            columns = min(entry(arguments, COLUMNS) - panel * u(PANEL), u(PANEL))
+            columns, fifth = _columns(arguments, panel), entry(arguments, B_PANEL)
             b, add = entry(arguments, B) + panel * entry(arguments, B_PANEL), u(0)
             lists = entry(arguments, LISTS) + first_row * u(8)
             for k in range(u(0), inner, u(BLOCK)):
-                c, stride = sums, u(_PANEL_BYTES)
+                c, stride = sums, u(_SUMS_BYTES)
                 if k + u(BLOCK) >= inner:
                     stride = entry(arguments, C_ROW)
                     c = entry(arguments, C) + first_row * stride + panel * u(_PANEL_BYTES)
-                if columns < u(PANEL):
-                    narrow(lists, values, offsets, b, sums, c, stride, columns, add, count)
+                if columns == u(PANEL):
+                    full(lists, values, offsets, b, fifth, sums, c, stride, columns, add, count)
                 else:
-                    full(lists, values, offsets, b, sums, c, stride, columns, add, count)
+                    at_edge(lists, values, offsets, b, fifth, sums, c, stride, columns, add, count)
                 lists += listed * u(8)
                 b += u(BLOCK * _PANEL_BYTES)
                 add = u(1)
@@ -320,7 +336,8 @@ class Product:
 
     def __init__(self, inner: int, columns: int, transposed: bool):
         self.inner, self.columns, self.threads = inner, columns, thread_count()
-        self.panels, self.edge = -(-columns // PANEL), -(-(columns % PANEL or PANEL) // 16)
+        self.panels = int(_panels.py_func(u(columns)))
+        self.edge = -(-(columns - PANEL * (self.panels - 1)) // 16)
         self.arguments = np.zeros(_ARGUMENTS, np.int64)
         self.arguments[[B_PANEL, INNER, COLUMNS]] = inner * _PANEL_BYTES, inner, columns
         self._packing = self.arguments.copy()
@@ -332,7 +349,7 @@ class Product:
 
     def pack(self, matrix: np.ndarray) -> None:
         """Take B from a matrix of the shape this product was made for."""
-        memory = _memory("panels", self.panels * self.inner * _PANEL_BYTES)
+        memory = _memory("panels", -(-self.columns // PANEL) * self.inner * _PANEL_BYTES)
         self.arguments[B] = self._packing[B] = memory.address
         self._packing[A], self._packing[A_ROW] = matrix.ctypes.data, matrix.strides[0]
         run(self._pack_plan, self._packer.address)
@@ -360,15 +377,24 @@ class Product:
         """Address of the body for the lists of A."""
         return sparse_product(self.edge).address
 
-    def make_lists(self, rows: int) -> None:
-        """Point to memory for the lists of A (rows, inner); it holds those that were last made for as many."""
-        blocks, arguments = -(-self.inner // BLOCK), self.arguments
+    def make_lists(self, rows: int, plan: np.ndarray, calls: int = 1) -> None:
+        """Find memory for the lists of A (rows, inner), which so many calls of `plan`, some rows each, are going to make."""
+        blocks, parts = -(-self.inner // BLOCK), int(plan[THREADS])
+        room = (rows // parts + 2 * TILE * calls) * _LONGEST  # of a part in one block
+        _memory("lists", 8 * blocks * rows)
+        _memory("values", 4 * parts * blocks * room)
+        _memory("offsets", 2 * parts * blocks * room)
+        _memory("strip", 4 * parts * _STRIP * (self.inner + 16))
+        scratch("ends", parts * blocks, np.int64)[:] = np.arange(0, parts * blocks * room, room)
+        self.use_lists(rows)
+
+    def use_lists(self, rows: int) -> None:
+        """Point to the lists that were last made, for as many rows."""
+        arguments = self.arguments
         arguments[LISTED] = rows
-        arguments[LISTS] = _memory("lists", 8 * blocks * rows).address
-        arguments[VALUES] = _memory("values", 4 * blocks * rows * _LONGEST).address
-        arguments[OFFSETS] = _memory("offsets", 2 * blocks * rows * _LONGEST).address
-        arguments[STRIP] = _memory("strip", 4 * self.threads * _STRIP * (self.inner + 16)).address
-        arguments[SUMS] = _memory("sums", self.threads * rows * _PANEL_BYTES).address
+        for place, name in ((LISTS, "lists"), (VALUES, "values"), (OFFSETS, "offsets"), (ENDS, "ends"), (STRIP, "strip")):
+            arguments[place] = _memory(name, 0).address
+        arguments[SUMS] = _memory("sums", self.threads * rows * _SUMS_BYTES).address
 
     def begin_steps(self, a_row: int, c_row: int, *, c: int = 0, add: int = 0) -> None:
         """For callers who run the plans by panels themselves, step by step: bytes between rows of A and of C, address of C."""
@@ -388,9 +414,12 @@ class Product:
         if not sparse:
             run(plan, self.dense)
             return
-        self.make_lists(rows)
-        if not listed:
-            run(self.by_rows(rows), compressor().address)
+        if listed:
+            self.use_lists(rows)
+        else:
+            by_rows = self.by_rows(rows)
+            self.make_lists(rows, by_rows)
+            run(by_rows, compressor().address)
         if rows >= _MANY_ROWS:
             blocks = -(-self.inner // BLOCK)
             lists = scratch("lists", blocks * rows, np.int64).reshape(blocks, rows)

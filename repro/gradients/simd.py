@@ -71,6 +71,11 @@ def _column_masks(builder, columns, registers: int, masked: bool):
     return [first_lanes(builder, count) for count in counts]
 
 
+def _load_row(builder, row, registers: int, fifth):
+    """A row of B: 16 columns a register, of which the fifth are `fifth` bytes after the first."""
+    return [load_lanes(builder, builder.add(row, fifth if r == 4 else word(64 * r))) for r in range(registers)]
+
+
 class _Sums:
     """Registers that a loop adds up."""
 
@@ -99,23 +104,23 @@ def _write(builder, sums, target, masks, add) -> None:
 
 
 @intrinsic(prefer_literal=True)
-def dense_tile(typing, a, a_row, b, inner, c, c_row, columns, add, rows, registers, masked):
+def dense_tile(typing, a, a_row, b, fifth, inner, c, c_row, columns, add, rows, registers, masked):
     """C (rows, columns) = or += A B. A: `inner` floats in each of `rows` rows; B: `inner` rows of 64 floats.
 
-    `columns`: of C, at most 16 `registers`; looked at if `masked` only.
+    `columns`: of C, at most 16 `registers`; looked at if `masked` only. 16 columns more than 64, a fifth register, lie `fifth`
+    bytes after the first ones.
     """
     if not all(isinstance(kind, types.Literal) for kind in (rows, registers, masked)):
         return None
     row_count, width, edge = rows.literal_value, registers.literal_value, bool(masked.literal_value)
 
     def generate(context, builder, signature, arguments):
-        a, a_row, b, inner, c, c_row, columns, add = arguments[:8]
+        a, a_row, b, fifth, inner, c, c_row, columns, add = arguments[:9]
         add = builder.icmp_unsigned("!=", add, word(0))
         starts = [builder.add(a, builder.mul(a_row, word(row))) for row in range(row_count)]
         sums = _Sums(builder, row_count * width)
         with cgutils.for_range(builder, inner) as loop:
-            b_row = builder.add(b, builder.mul(loop.index, word(256)))
-            right = [load_lanes(builder, builder.add(b_row, word(64 * r))) for r in range(width)]
+            right = _load_row(builder, builder.add(b, builder.mul(loop.index, word(256))), width, fifth)
             step = builder.mul(loop.index, word(4))
             for row, start in enumerate(starts):
                 left = _splat(builder, _load(builder, builder.add(start, step), ir.FloatType()))
@@ -127,12 +132,12 @@ def dense_tile(typing, a, a_row, b, inner, c, c_row, columns, add, rows, registe
             _write(builder, [sums[row * width + r] for r in range(width)], at, masks, add)
         return context.get_dummy_value()
 
-    return types.void(*[_WORD] * 8, rows, registers, masked), generate
+    return types.void(*[_WORD] * 9, rows, registers, masked), generate
 
 
 @intrinsic(prefer_literal=True)
-def sparse_tile(typing, values, offsets, fours, b, before, c, columns, add, registers, masked):
-    """One row: C = the sum of `4 fours` values times rows of B, plus `before` if `add`; `columns` as in `dense_tile`.
+def sparse_tile(typing, values, offsets, fours, b, fifth, before, c, columns, add, registers, masked):
+    """One row: C = the sum of `4 fours` values times rows of B, plus `before` if `add`; `columns`, `fifth` as in `dense_tile`.
 
     `offsets`: 16 bits each, how many bytes after `b` the row of a value begins.
     """
@@ -141,7 +146,7 @@ def sparse_tile(typing, values, offsets, fours, b, before, c, columns, add, regi
     width, edge = registers.literal_value, bool(masked.literal_value)
 
     def generate(context, builder, signature, arguments):
-        values, offsets, fours, b, before, c, columns, add = arguments[:8]
+        values, offsets, fours, b, fifth, before, c, columns, add = arguments[:9]
         sums = _Sums(builder, 2 * width)
         with builder.if_then(builder.icmp_unsigned("!=", add, word(0))):
             for r in range(width):
@@ -154,13 +159,13 @@ def sparse_tile(typing, values, offsets, fours, b, before, c, columns, add, regi
             for k in range(4):
                 left = builder.shuffle_vector(four, four, ir.Constant(_INTEGERS, [lane - lane % 4 + k for lane in range(16)]))
                 row = builder.add(b, builder.and_(builder.lshr(places, word(16 * k)), word(0xFFFF)))
-                for r in range(width):
-                    sums.add_product(k % 2 * width + r, left, load_lanes(builder, builder.add(row, word(64 * r))))
+                for r, right in enumerate(_load_row(builder, row, width, fifth)):
+                    sums.add_product(k % 2 * width + r, left, right)
         for r, mask in enumerate(_column_masks(builder, columns, width, edge)):
             store_lanes(builder, builder.fadd(sums[r], sums[width + r]), builder.add(c, word(64 * r)), mask)
         return context.get_dummy_value()
 
-    return types.void(*[_WORD] * 8, registers, masked), generate
+    return types.void(*[_WORD] * 9, registers, masked), generate
 
 
 @intrinsic
