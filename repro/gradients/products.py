@@ -181,7 +181,7 @@ def compressor():
                     _transpose_strip(arguments, row, strip, strip_row)
                 a = strip + place * strip_row
                 # A cache line of the next strip for each 16 entries of this one: the processor fetches none by itself.
-                ahead = entry(arguments, A) + (row - place + u(_STRIP)) * u(4)
+                ahead = entry(arguments, A) + (row - place + u(_STRIP)) * u(4) + u(63)
                 ahead += place % u(16) * entry(arguments, A_ROW) + place // u(16) * u(64)
             here, at = lists, ends
             for k in range(u(0), inner, u(BLOCK)):
