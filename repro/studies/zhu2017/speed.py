@@ -237,6 +237,7 @@ def _traded(ax, results: Results) -> None:
         if not np.isnan(gained[0] + cost[0]):
             plots.points(ax, [gained[0]], *np.array([cost]).T, arm, color=colour)
             ax.plot(gained[1:], [cost[0]] * 2, color=colour, linewidth=1.2)
+    plots.say_if_empty(ax)
     ax.plot(1, 0, "o", color="black", markerfacecolor="none", label="t = 0")
     ax.axhline(0, color="black", linestyle=":", linewidth=1)
     ax.axvline(1, color="black", linestyle=":", linewidth=1)
