@@ -195,7 +195,9 @@ def test_ranks_end_with_the_process_that_started_them(tmp_path, tmp_path_factory
     script.write_text(SLEEPING.format(folder=str(told)))
     told.mkdir()
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "TMPDIR": str(temporary)}
-    with subprocess.Popen([sys.executable, script], env=environment, stderr=subprocess.PIPE, text=True) as starter:
+    # A shell's background jobs, such as this suite may be, ignore Ctrl-C.
+    heeding = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, script], env=environment, **heeding) as starter:
         pids = until(lambda: [int(path.name) for path in told.iterdir()], lambda pids: len(pids) == 2)
         starter.send_signal(number)
         error = starter.stderr.read()
