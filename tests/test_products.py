@@ -37,7 +37,7 @@ def assert_product(a, b, *, packed_transposed: bool, sparse: bool):
 @given(
     rows=st.one_of(st.integers(1, 20), st.sampled_from([255, 256, 300, 650])),
     inner=st.one_of(st.integers(1, 40), st.sampled_from([127, 128, 129, 300])),
-    columns=st.sampled_from([1, 16, 17, 50, 64, 65, 100, 128, 150]),
+    columns=st.sampled_from([1, 16, 17, 50, 64, 65, 80, 81, 128, 144, 150]),
     density=st.sampled_from([0.0, 0.05, 0.2, 1.0]),
     threads=st.integers(1, 3),
     packed_transposed=st.booleans(),
@@ -78,9 +78,13 @@ def test_transposed(shape):
     assert np.array_equal(transpose("test", matrix), matrix.T)
 
 
-def test_lists_serve_a_second_product_with_the_same_a():
-    a, b, c = draw(300, 140, 0.2, 1), draw(140, 64, 1.0, 2), draw(140, 90, 1.0, 3)
-    for right, listed in ((b, False), (c, True)):
-        product, found = packed(right), np.empty((300, right.shape[1]), np.float32)
+@pytest.mark.parametrize("columns", [(64, 90), (1, 90), (90, 1)])
+def test_lists_serve_a_second_product_with_the_same_a(columns):
+    """Also where one of them is small enough for one thread, and the other is not."""
+    torch.set_num_threads(3)
+    a = draw(300, 140, 0.2, 1)
+    for width, listed in zip(columns, (False, True), strict=True):
+        right = draw(140, width, 1.0, width)
+        product, found = packed(right), np.empty((300, width), np.float32)
         product(a, found, sparse=True, listed=listed)
         assert np.abs(found - a.astype(np.float64) @ right).max() <= CLOSE * np.abs(found).max()

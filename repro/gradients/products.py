@@ -74,6 +74,7 @@ def _share(arguments, first, last):
 
 @njit(inline="always")
 def _columns(arguments, panel):
+    """How many columns of C a panel takes."""
     columns = entry(arguments, COLUMNS)
     return u(PANEL) if panel + u(1) < _panels(columns) else columns - panel * u(PANEL)
 
