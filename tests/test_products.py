@@ -19,7 +19,7 @@ def one_thread():
     torch.set_num_threads(1)
 
 
-def draw(rows: int, columns: int, density: float, seed: int) -> np.ndarray:
+def draw(rows: int, columns: int, density: float | np.ndarray, seed: int) -> np.ndarray:
     generator = np.random.default_rng(seed)
     values = generator.standard_normal((rows, columns), dtype=np.float32)
     return values * (generator.random((rows, columns)) < density)
@@ -59,6 +59,36 @@ def test_all_work_in_one_row_or_one_block_is_shared_out_without_loss():
         a, b = np.zeros((300, 400), np.float32), draw(400, 70, 1.0, 1)
         a[place] = draw(1, 400, 1.0, 2)
         assert_product(a, b, packed_transposed=False, sparse=True)
+
+
+@settings(max_examples=40)
+@given(
+    rows=st.sampled_from([1, 7, 20, 300]),
+    by_block=st.lists(st.sampled_from([0.0, 0.01, 0.06, 0.3, 1.0]), min_size=1, max_size=6),
+    rest=st.integers(0, 127),
+    columns=st.sampled_from([64, 70, 150]),
+    threads=st.integers(1, 3),
+    seed=st.integers(0, 9),
+)
+def test_rows_may_have_few_entries_in_some_blocks_and_many_in_others(rows, by_block, rest, columns, threads, seed):
+    """Whatever blocks a row's entries are listed by: first, last, none, some or all by themselves, the others together."""
+    inner = 128 * len(by_block) + rest
+    density = np.repeat([*by_block, 0.06], 128)[:inner]
+    orders = np.random.default_rng(seed).permuted(np.tile(np.arange(len(by_block)), (rows, 1)), axis=1)
+    density = np.take_along_axis(np.tile(density, (rows, 1)), block_order(orders, inner), 1)
+    torch.set_num_threads(threads)
+    assert_product(draw(rows, inner, density, seed), draw(inner, columns, 1.0, 1), packed_transposed=False, sparse=True)
+
+
+def block_order(orders: np.ndarray, inner: int) -> np.ndarray:
+    """(rows, inner) columns, blocks of 128 in another order in each row; what is left stays last."""
+    blocks = (128 * orders[:, :, None] + np.arange(128)).reshape(len(orders), -1)
+    return np.hstack([blocks, np.tile(np.arange(blocks.shape[1], inner), (len(orders), 1))])
+
+
+def test_more_rows_of_b_than_16_bits_count():
+    a, b = draw(3, 2**16 + 200, 0.01, 1), draw(2**16 + 200, 20, 1.0, 2)
+    assert_product(a, b, packed_transposed=False, sparse=True)
 
 
 def test_nan_and_infinity_of_a_are_entries_like_others():

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from repro.gradients import products, simd
-from repro.gradients.products import LISTS, REVERSED, ROWS, A, C, packed
+from repro.gradients.lists import compressor
+from repro.gradients.panels import INNER, LISTS, REVERSED, ROWS, A, C, scratch
+from repro.gradients.products import packed
 from repro.gradients.recording import Site
 from repro.gradients.recurrent import Course, States
 from repro.gradients.thresholds import Static
 from repro.sparse.caching import kept
-from repro.sparse.regions import BOUNDS, THREADS, entry, make_plan, region, run, thread_count
+from repro.sparse.regions import BOUNDS, FREE, THREADS, entry, make_plan, region, run, thread_count
 from repro.sparse.simd import has_avx512
 
 # The share of dnet that is not zero up to which products skip zeros: as fast as all of it at 0.35 (256 units) to 0.5.
@@ -41,7 +43,7 @@ def _forward_point():
 
     @region
     def body(plan, first, last):
-        p = entry(plan, products.FREE)
+        p = entry(plan, FREE)
         hidden = entry(p, _HIDDEN)
         for row in range(first, last):
             for unit in range(u(0), hidden, u(16)):
@@ -66,7 +68,7 @@ def _backward_point():
 
     @region
     def body(plan, first, last):
-        p = entry(plan, products.FREE)
+        p = entry(plan, FREE)
         hidden = entry(p, _HIDDEN)
         for row in range(first, last):
             counts = u(0)
@@ -133,7 +135,7 @@ def _gradient_step(start, size, point, plan, body, counts):
 @kept
 def _product_step(start, size, kept, dnet, product, dense_plan, dense_body, list_plan, list_body, sparse_body):
     """dh = dnet U of one step; `dnet`: the address of frame 0. Returns whether its non-zero entries were listed."""
-    columns = product[products.INNER]
+    columns = product[INNER]
     product[A], product[ROWS], product[REVERSED] = dnet, size, 1 - product[REVERSED]
     if kept > _DENSEST * columns * size:
         product[A] += 4 * columns * start
@@ -231,7 +233,7 @@ def backward(
     product.begin_steps(16 * hidden, 4 * hidden, c=_address(d_h))
     by_rows = product.by_rows(batch)
     product.make_lists(len(dnet), by_rows, len(course.sizes))
-    bodies = (product.by_panels(batch), product.dense, by_rows, products.compressor().address, product.sparse)
+    bodies = (product.by_panels(batch), product.dense, by_rows, compressor().address, product.sparse)
     times = (_address(dnet), product.arguments, *bodies)
     starts, sizes = (part[::-1].copy() for part in _steps(course))
     t = rule.known(number)
@@ -260,7 +262,7 @@ def gradients(d_out: Tensor, d_h: Tensor, d_c: Tensor, before_c: Tensor, gates: 
     All tensors are contiguous, and the caller keeps them. dnet lies in memory that this thread's next backward pass uses again.
     """
     batch, hidden = d_h.shape
-    dnet = torch.from_numpy(products.scratch("dnet of all steps", gates.numel())).view_as(gates)
+    dnet = torch.from_numpy(scratch("dnet of all steps", gates.numel())).view_as(gates)
     counts = np.zeros(batch, np.int64)
     point, plan = _point(
         batch * hidden,

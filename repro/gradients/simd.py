@@ -13,6 +13,7 @@ from repro.sparse.gates import _Lanes, _sigmoid, _tanh
 from repro.sparse.simd import _I8, _I32, _I64, _constant, _floats, _load, _multiply_add
 
 _FLOATS, _INTEGERS, _MASK = _floats(16), ir.VectorType(_I32, 16), ir.VectorType(ir.IntType(1), 16)
+_SHORTS = ir.VectorType(ir.IntType(16), 16)
 _IOTA = ir.Constant(_INTEGERS, list(range(16)))
 _WORD = types.uintp
 
@@ -136,60 +137,73 @@ def dense_tile(typing, a, a_row, b, fifth, inner, c, c_row, columns, add, rows, 
 
 
 @intrinsic(prefer_literal=True)
-def sparse_tile(typing, values, offsets, fours, b, fifth, before, c, columns, add, registers, masked):
-    """One row: C = the sum of `4 fours` values times rows of B, plus `before` if `add`; `columns`, `fifth` as in `dense_tile`.
+def sparse_tile(typing, values, places, fours, b, fifth, before, c, columns, registers, masked):
+    """One row: C = `before` plus the sum of `4 fours` values times rows of B; `columns`, `fifth` as in `dense_tile`.
 
-    `offsets`: 16 bits each, how many bytes after `b` the row of a value begins.
+    `places`: 16 bits each, the row of B (256 bytes) of a value, counted from `b`.
     """
     if not all(isinstance(kind, types.Literal) for kind in (registers, masked)):
         return None
     width, edge = registers.literal_value, bool(masked.literal_value)
 
     def generate(context, builder, signature, arguments):
-        values, offsets, fours, b, fifth, before, c, columns, add = arguments[:9]
+        values, places, fours, b, fifth, before, c, columns = arguments[:8]
         sums = _Sums(builder, 2 * width)
-        with builder.if_then(builder.icmp_unsigned("!=", add, word(0))):
-            for r in range(width):
-                sums.begin(r, load_lanes(builder, builder.add(before, word(64 * r))))
+        for r in range(width):
+            sums.begin(r, load_lanes(builder, builder.add(before, word(64 * r))))
         with cgutils.for_range(builder, fours) as loop:
-            # While an integer is loaded no row of B is: hence one load for four offsets, and one for four values.
+            # While an integer is loaded no row of B is: hence one load for four places, and one for four values.
             four = _load(builder, builder.add(values, builder.mul(loop.index, word(16))), _floats(4), align=16)
             four = _in_register(builder, builder.shuffle_vector(four, four, ir.Constant(_INTEGERS, [0, 1, 2, 3] * 4)))
-            places = _load(builder, builder.add(offsets, builder.mul(loop.index, word(8))), _I64, align=8)
+            rows = _load(builder, builder.add(places, builder.mul(loop.index, word(8))), _I64, align=8)
             for k in range(4):
                 left = builder.shuffle_vector(four, four, ir.Constant(_INTEGERS, [lane - lane % 4 + k for lane in range(16)]))
-                row = builder.add(b, builder.and_(builder.lshr(places, word(16 * k)), word(0xFFFF)))
+                moved = builder.lshr(rows, word(16 * k - 8)) if k else builder.shl(rows, word(8))
+                row = builder.add(b, builder.and_(moved, word(0xFFFF00)))
                 for r, right in enumerate(_load_row(builder, row, width, fifth)):
                     sums.add_product(k % 2 * width + r, left, right)
         for r, mask in enumerate(_column_masks(builder, columns, width, edge)):
             store_lanes(builder, builder.fadd(sums[r], sums[width + r]), builder.add(c, word(64 * r)), mask)
         return context.get_dummy_value()
 
-    return types.void(*[_WORD] * 9, registers, masked), generate
+    return types.void(*[_WORD] * 8, registers, masked), generate
 
 
 @intrinsic
-def compress_lanes(typing, source, lanes, values, offsets, first_offset):
-    """Write all that is not zero of `lanes` (up to 16) floats to `values`, and 256 times its place plus `first_offset`, 16 bits
-    each, to `offsets`; returns how many. 64 and 32 bytes are written, zeros last.
+def compress_lanes(typing, source, lanes, values, places, first):
+    """Write all that is not zero of `lanes` (up to 16) floats to `values`, and its lane plus `first`, 16 bits each, to
+    `places`; returns how many. 64 and 32 bytes are written, zeros last.
     """
 
     def generate(context, builder, signature, arguments):
-        source, lanes, values, offsets, first_offset = arguments
+        source, lanes, values, places, first = arguments
         found = load_lanes(builder, source, first_lanes(builder, lanes))
         mask = builder.fcmp_unordered("!=", found, _constant(_FLOATS, 0.0))
-        first = _splat(builder, builder.trunc(first_offset, _I32))
-        places = builder.add(first, ir.Constant(_INTEGERS, [256 * lane for lane in range(16)]))
+        of_lanes = builder.add(_splat(builder, builder.trunc(first, _I32)), _IOTA)
         compress = _function(builder, "llvm.x86.avx512.mask.compress.v16i32", _INTEGERS, [_INTEGERS, _INTEGERS, _MASK])
-        found, places = (
+        found, of_lanes = (
             builder.call(compress, [vector, ir.Constant(_INTEGERS, None), mask])
-            for vector in (builder.bitcast(found, _INTEGERS), places)
+            for vector in (builder.bitcast(found, _INTEGERS), of_lanes)
         )
         store_lanes(builder, found, values)
-        store_lanes(builder, builder.trunc(places, ir.VectorType(ir.IntType(16), 16)), offsets)
+        store_lanes(builder, builder.trunc(of_lanes, _SHORTS), places)
         return count_lanes(builder, mask)
 
     return _WORD(*[_WORD] * 5), generate
+
+
+@intrinsic
+def move_entries(typing, values, places, to_values, to_places, further):
+    """Copy 16 entries of a list, with `further` added to their places."""
+
+    def generate(context, builder, signature, arguments):
+        values, places, to_values, to_places, further = arguments
+        store_lanes(builder, load_lanes(builder, values), to_values)
+        further = _splat(builder, builder.trunc(further, _SHORTS.element))
+        store_lanes(builder, builder.add(_load(builder, places, _SHORTS, align=2), further), to_places)
+        return context.get_dummy_value()
+
+    return types.void(*[_WORD] * 5), generate
 
 
 def count_lanes(builder, mask):
