@@ -33,6 +33,7 @@ from repro.gradients.softmax import summed_loss
 from repro.gradients.thresholds import Rule
 from repro.sparse.simd import has_avx512
 
+NOTHING = RelativeRMS(0.0)  # removes nothing by the way of all rules; with a threshold of 0 torch's own layer may run
 KINDS = {"lstm": (ThresholdedLSTM, nn.LSTM), "gru": (ThresholdedGRU, nn.GRU)}
 
 
@@ -40,7 +41,7 @@ def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def pair(kind: str, *arguments, seed: int = 0, dtype=torch.float64, threshold=0.0, **options):
+def pair(kind: str, *arguments, seed: int = 0, dtype=torch.float64, threshold=NOTHING, **options):
     """A thresholded layer and torch's, of the same weights."""
     torch.manual_seed(seed)
     ours, torchs = KINDS[kind]
@@ -121,7 +122,7 @@ def numpy_lstm_gradients(x, h0, c0, w, u, b, d_h_all, keep, weights_only=False):
 @pytest.mark.parametrize("t", [0.0, 0.02, 0.1, 10.0])
 def test_an_lstm_layer_has_the_gradients_of_the_papers_equations(t, weights_only):
     """At t = 0 nothing is removed, at 0.02 and 0.1 some of dnet, at 10 all of it; before all products or the weights' alone."""
-    lstm = ThresholdedLSTM(4, 5, dtype=torch.float64, threshold=t, weights_only=weights_only)
+    lstm = ThresholdedLSTM(4, 5, dtype=torch.float64, threshold=t or NOTHING, weights_only=weights_only)
     x = torch.randn(7, 3, 4, dtype=torch.float64, generator=generator(1), requires_grad=True)
     h0, c0 = states(lstm, 3)
     d_out = torch.randn(7, 3, 5, dtype=torch.float64, generator=generator(2))
@@ -145,7 +146,7 @@ def test_an_lstm_layer_has_the_gradients_of_the_papers_equations(t, weights_only
 @pytest.mark.parametrize("t", [0.0, 0.03])
 def test_a_gru_layer_has_the_gradients_of_its_equations_with_dnet_thresholded_once(t):
     """BPTT of nn.GRU's equations in NumPy: all three of dnet formed, thresholded, and dnet_n times r for the state's side."""
-    gru = ThresholdedGRU(4, 5, dtype=torch.float64, threshold=t)
+    gru = ThresholdedGRU(4, 5, dtype=torch.float64, threshold=t or NOTHING)
     x = torch.randn(6, 3, 4, dtype=torch.float64, generator=generator(1), requires_grad=True)
     d_out = torch.randn(6, 3, 5, dtype=torch.float64, generator=generator(2))
     weights = [gru.weight_ih_l0, gru.weight_hh_l0, gru.bias_ih_l0, gru.bias_hh_l0]
@@ -189,7 +190,7 @@ def test_a_gru_layer_has_the_gradients_of_its_equations_with_dnet_thresholded_on
     batch=st.sampled_from([None, 1, 3]),
     with_state=st.booleans(),
 )
-def test_threshold_0_is_torchs_layer_in_outputs_and_all_gradients(
+def test_a_rule_that_removes_nothing_leaves_torchs_layer_in_outputs_and_all_gradients(
     kind, features, hidden, layers, bias, batch_first, bidirectional, steps, batch, with_state
 ):
     options = {"bias": bias, "batch_first": batch_first, "bidirectional": bidirectional}
@@ -231,10 +232,11 @@ def test_gradcheck(kind):
     assert torch.autograd.gradcheck(run, (x, *flat(hx), *ours.parameters()))
 
 
+@pytest.mark.parametrize("threshold", [NOTHING, 0.0])
 @pytest.mark.parametrize("kind", list(KINDS))
-def test_float32_equals_torch_to_rounding(kind):
+def test_float32_equals_torch_to_rounding(kind, threshold):
     """Measured: 1e-6 of the largest entry, at most; a missing term of any gradient is 1e-2 or more."""
-    ours, theirs = pair(kind, 30, 70, 2, dtype=torch.float32)
+    ours, theirs = pair(kind, 30, 70, 2, dtype=torch.float32, threshold=threshold)
     x = torch.randn(35, 20, 30, generator=generator(1), requires_grad=True)
     assert_same(results(ours, x), results(theirs, x), 5e-6)
 
@@ -270,7 +272,7 @@ def test_dropout_between_layers_draws_the_masks_of_torch(kind):
 
 def test_the_forward_pass_does_not_depend_on_the_threshold():
     x = torch.randn(5, 2, 3, generator=generator(1))
-    lstm = ThresholdedLSTM(3, 4, 2)
+    lstm = ThresholdedLSTM(3, 4, 2, threshold=1e-9)
     before = lstm(x)[0]
     lstm.threshold = 1e3
     assert torch.equal(lstm(x)[0], before)
@@ -278,8 +280,61 @@ def test_the_forward_pass_does_not_depend_on_the_threshold():
         assert torch.allclose(lstm(x)[0], before)
 
 
+def own_layers(tensor: torch.Tensor) -> int:
+    """How many layers of this package's a result was made by."""
+    todo, found = [tensor.grad_fn], set()
+    while todo:
+        if (node := todo.pop()) is not None and node not in found:
+            found.add(node)
+            todo += [before for before, _ in node.next_functions]
+    return sum(node.name() == "_LayerBackward" for node in found)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_with_threshold_0_torchs_own_layer_runs_where_there_are_no_faster_kernels(kind, packed):
+    """Bit for bit; any other rule, and a record, takes the way of this package."""
+    ours, theirs = pair(kind, 3, 5, 2, bidirectional=True, batch_first=True, threshold=0.0)
+    x = torch.randn(4, 6, 3, dtype=torch.float64, generator=generator(1))
+    x = pack_padded_sequence(x, torch.tensor([2, 6, 1, 4]), True, enforce_sorted=False) if packed else x.requires_grad_()
+    hx = states(ours, 4)
+    if packed:
+        x.data.requires_grad_()
+    for found, wanted in zip(results(ours, x, hx), results(theirs, x, hx), strict=True):
+        assert torch.equal(found, wanted)
+    first = flat(ours(x, hx))[0]
+    assert own_layers(first) == 0
+    with record(ours) as measured:
+        assert own_layers(flat(ours(x, hx))[0]) == 4
+    assert measured["l1_reverse"].histograms is not None
+    ours.threshold = 0.1
+    assert own_layers(flat(ours(x, hx))[0]) == 4
+    with pytest.raises(ReproError, match=rf"threshold of {type(ours).__name__} was 0 in the forward pass, now it is Static"):
+        first.sum().backward()
+    frozen, _ = pair(kind, 3, 5, threshold=0.0)
+    frozen.requires_grad_(False)
+    assert not frozen(torch.zeros(2, 1, 3, dtype=torch.float64))[0].requires_grad
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_under_autocast_a_layer_computes_in_the_numbers_of_its_weights(kind):
+    """In both passes, whatever numbers its input comes in; its gradient has these."""
+    ours, _ = pair(kind, 3, 64, 2, dtype=torch.float32, threshold=0.01)
+    x, hx = torch.randn(5, 2, 3, generator=generator(1)).bfloat16().requires_grad_(), states(ours, 2, torch.float32)
+    wanted = results(ours, x.detach().float().requires_grad_(), hx)
+    with torch.autocast("cpu"):
+        found = results(ours, x, hx)
+        ours.threshold = 0.0
+        assert flat(ours(x, hx))[0].dtype == torch.float32
+    outputs = len(flat(hx)) + 1
+    wanted[outputs] = wanted[outputs].bfloat16()
+    assert found[outputs].dtype == torch.bfloat16
+    for a, b in zip(found, wanted, strict=True):
+        assert torch.equal(a, b)
+
+
 def test_the_threshold_in_force_is_that_of_the_backward_pass():
-    lstm, x = ThresholdedLSTM(3, 4), torch.randn(5, 2, 3, generator=generator(1))
+    lstm, x = ThresholdedLSTM(3, 4, threshold=1e-9), torch.randn(5, 2, 3, generator=generator(1))
     loss = lstm(x)[0].sum()
     lstm.threshold = 1e3
     loss.backward()
@@ -646,8 +701,6 @@ def test_wrong_input_is_named(kind):
     for half in (torch.bfloat16, torch.float16):
         with pytest.raises(ReproError, match=f"{name} in {half} on the CPU: float32 or float64 is needed there"):
             copy.deepcopy(ours).to(half)(torch.zeros(5, 2, 3, dtype=half))
-    with pytest.raises(ReproError, match="does not work under autocast"), torch.autocast("cpu"):
-        ours(torch.zeros(5, 2, 3))
 
 
 def test_projections_are_refused():

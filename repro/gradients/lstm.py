@@ -16,7 +16,8 @@ class ThresholdedLSTM(ThresholdedRNN, nn.LSTM):
     The four gate gradients of a time step, dnet (batch, 4 hidden), are formed first; then entries with |dnet| <= t become 0;
     then dnet enters all four backward products: dx = dnet W, dh_{t-1} = dnet U, dW += dnet^T x, dU += dnet^T h_{t-1}, and
     the gradients of the biases, the weights of a constant input. The forward pass and the path of dc are untouched. The rule
-    is looked up in the backward pass. With threshold 0 the gradients are those of `nn.LSTM`.
+    is looked up in the backward pass. With threshold 0 the gradients are those of `nn.LSTM`, and where this package has no
+    kernels that are as fast `nn.LSTM` itself runs: to assign another rule between its passes is an error then.
 
     `weights_only`: the thresholded dnet enters the gradients of the weights (dW, dU, biases) alone; dx and dh_{t-1} take dnet
     as it was formed, so that what is removed at one step is missing at no other. For comparison: the paper does not do this.
@@ -50,6 +51,9 @@ class ThresholdedLSTM(ThresholdedRNN, nn.LSTM):
         self._begin(threshold)
         for site in self.sites:
             site.weights_only = weights_only
+
+    def _outruns_torch(self, x: Tensor) -> bool:
+        return compiled.usable(x, self.hidden_size)
 
     def _run(self, x: Tensor, states: list[Tensor], weights: list[Tensor | None], course: Course, site: Site):
         return _Layer.apply(x, *states, *weights, course, site)

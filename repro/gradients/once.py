@@ -16,7 +16,8 @@ def once(backward: Callable) -> Callable:
     def checked(ctx, *gradients):
         if torch.is_grad_enabled():
             raise ReproError("create_graph=True: the gradients of this package cannot be differentiated again")
-        return differentiable_once(ctx, *gradients)
+        with torch.autocast(gradients[0].device.type, enabled=False):  # in the numbers of the forward pass
+            return differentiable_once(ctx, *gradients)
 
     differentiable_once = once_differentiable(backward)
     return checked

@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from repro.errors import ReproError
 from repro.gradients.recording import Thresholded
+from repro.gradients.thresholds import Static
 
 
 class Course(NamedTuple):
@@ -69,23 +70,33 @@ class ThresholdedRNN(Thresholded):
     """Mixed into `nn.LSTM` or `nn.GRU`: all of it as there, but for the backward pass of each layer.
 
     `_run(x, states, weights, course, site) -> (out, *last states)` of a layer and direction is what a class adds. Without
-    gradients the forward pass is torch's own.
+    gradients the forward pass is torch's own, and so are both passes with threshold 0 where `_outruns_torch` says no.
     """
 
     gate_names: tuple[str, ...]
+
+    def _outruns_torch(self, x: Tensor) -> bool:
+        """Whether both passes of `_run` take no longer than torch's own, for frames like x."""
+        return False
 
     def _begin(self, threshold) -> None:
         directions = ("", "_reverse")[: 1 + self.bidirectional]
         self._make_sites([f"l{layer}{direction}" for layer in range(self.num_layers) for direction in directions], threshold)
 
     def forward(self, input: Tensor | PackedSequence, hx=None):
-        """As of `nn.LSTM` and `nn.GRU`: (T, B, input), (B, T, input) if `batch_first`, (T, input), packed -> output, state."""
+        """As of `nn.LSTM` and `nn.GRU`: (T, B, input), (B, T, input) if `batch_first`, (T, input), packed -> output, state.
+
+        Under autocast input and states are converted to the numbers of the weights, which the layer computes in.
+        """
         recording = any(site.record is not None for site in self.sites)
         nobody = isinstance(input, Tensor) and input.ndim == 3 and input.shape[1 - self.batch_first] == 0
         if nobody or not (torch.is_grad_enabled() or recording):
             return super().forward(input, hx)
         packed = isinstance(input, PackedSequence)
         x = input.data if packed else input
+        if torch.is_autocast_enabled(x.device.type):
+            with torch.autocast(x.device.type, enabled=False):
+                return self.forward(*_converted((input, hx), self.weight_ih_l0.dtype))
         self._check_numbers(x)
         if packed:
             sizes, batched = input.batch_sizes.tolist(), True
@@ -101,7 +112,10 @@ class ThresholdedRNN(Thresholded):
         if x.shape[1] != self.input_size:
             raise ReproError(f"input of {type(self).__name__} has {x.shape[1]} features: input_size is {self.input_size}")
         order = (input.sorted_indices, input.unsorted_indices) if packed else (None, None)
-        out, last = self._run_layers(x, self._first_states(hx, sizes[0], batched, order[0], x), sizes)
+        first = self._first_states(hx, sizes[0], batched, order[0], x)
+        if not recording and self._removes_nothing() and not self._outruns_torch(x):
+            return self._run_torch(input, hx)
+        out, last = self._run_layers(x, first, sizes)
         if packed:
             out = input._replace(data=out)
         else:
@@ -115,8 +129,6 @@ class ThresholdedRNN(Thresholded):
 
     def _check_numbers(self, x: Tensor) -> None:
         name, wanted = type(self).__name__, self.weight_ih_l0.dtype
-        if torch.is_autocast_enabled(x.device.type):
-            raise ReproError(f"{name} does not work under autocast: convert the module and its input, as by `.bfloat16()`")
         if x.dtype != wanted:
             raise ReproError(f"input of {name} is {x.dtype}, its weights are {wanted}: they must be the same")
         if x.device.type == "cpu" and wanted not in (torch.float32, torch.float64):
@@ -135,6 +147,25 @@ class ThresholdedRNN(Thresholded):
         given = [state.reshape(shape) for state in given]
         return given if order is None else [state.index_select(1, order) for state in given]
 
+    def _removes_nothing(self) -> bool:
+        return all(type(site.rule) is Static and site.rule.t == 0 for site in self.sites)
+
+    def _run_torch(self, input, hx):
+        """torch's own layer; its backward pass knows of no rule, so none may be assigned before it has ended."""
+
+        def check(gradient: Tensor) -> None:
+            if not self._removes_nothing():
+                name = type(self).__name__
+                raise ReproError(
+                    f"threshold of {name} was 0 in the forward pass, now it is {self.threshold!r}: assign it before that"
+                )
+
+        out, last = super().forward(input, hx)
+        data = out.data if isinstance(out, PackedSequence) else out
+        if data.requires_grad:
+            data.register_hook(check)
+        return out, last
+
     def _run_layers(self, x: Tensor, first: list[Tensor], sizes: list[int]) -> tuple[Tensor, list[Tensor]]:
         directions = 1 + self.bidirectional
         last = []
@@ -152,6 +183,13 @@ class ThresholdedRNN(Thresholded):
             if layer < self.num_layers - 1 and self.dropout:
                 x = nn.functional.dropout(x, self.dropout, self.training)
         return x, [torch.stack(states) for states in zip(*last, strict=True)]
+
+
+def _converted(value, dtype: torch.dtype):
+    """A tensor, a packed sequence, None, or a tuple of these, in other numbers."""
+    if isinstance(value, tuple) and not isinstance(value, PackedSequence):
+        return tuple(_converted(part, dtype) for part in value)
+    return value.to(dtype) if isinstance(value, Tensor | PackedSequence) else value
 
 
 def _described(shape: tuple[int, ...], like: Tensor) -> str:
