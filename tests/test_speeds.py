@@ -141,11 +141,13 @@ def test_a_speed_trial_times_every_method_at_every_share(tmp_path):
         ("dense", 0),
         ("scattered", 0.5),
         ("scattered", 0.9),
+        ("held", 0.8),
+        ("top-k", 0.8),
         ("columns", 0.8),
         ("CSR", 0.8),
         ("gathered", 0.8),
     ]
-    assert rows["zeros"] == pytest.approx([0, 0, 0.5, 0.9, 0.8, 0.8, 0.8], abs=0.06)
+    assert rows["zeros"] == pytest.approx([0, 0, 0.5, 0.9, 0.8, 0.8, 0.8, 0.8, 0.8], abs=0.06)
     assert all(0 < low <= median <= high for low, median, high in zip(rows["lower"], rows["step"], rows["upper"], strict=True))
 
 
@@ -262,7 +264,7 @@ def test_the_exhibit_runs_end_to_end(tmp_path):
         )
     results = Results(profile, arms, records)
     tables = list(exhibit.tables(results).values())
-    assert len(tables[0]) == 2 + len(profile.speed.sparsities) + 3
+    assert len(tables[0]) == 2 + len(profile.speed.sparsities) + 5
     assert all(len(table) for table in tables)
     drawn = exhibit.draw(results)
-    assert [len(ax.patches) for ax in drawn.axes] == [0, 6, 0]
+    assert [len(ax.patches) for ax in drawn.axes] == [0, 8, 0]

@@ -2,8 +2,8 @@
 
 A list holds a row's entries of one block of B's rows (see `repro.gradients.panels`): the block stays in the nearest cache while
 the lists of all rows pass by. To begin and end a list takes as long as six or more of its entries. Hence a row's entries of all
-blocks in which it has few go into one list, the scattered one, whose rows of B come from the cache behind. Of gate gradients
-three gates of four have few: under one threshold most of what stays is of g.
+blocks in which it has few go into one list, the scattered one, whose rows of B come from the cache behind. Gate gradients
+have few of three gates: under one threshold most of what stays is g's, at least until a layer is trained.
 """
 
 from functools import cache

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 NN, DENSE = "nn.LSTM", "dense"
 SCATTERED, COLUMNS, CSR, GATHERED = "scattered", "columns", "CSR", "gathered"
+HELD, TOP = "held", "top-k"
 NO_GPU = "no GPU"  # a metric that says why
 DEVICES = ("cpu", "cuda")
 
@@ -53,9 +54,10 @@ class SpeedTrial(Trial):
 
     Always "nn.LSTM" and "dense", this package's layer with threshold 0. At each of `sparsities`, the share of zeros in dnet:
     "scattered", this package's step with a static threshold that leaves about as many, over a gradient and input drawn from a
-    normal distribution. At each of `compared` also "columns", the same with whole columns of every time step's dnet zero, drawn
-    at random, and by torch alone: "CSR", scattered zeros by its CSR matrices, conversion included, and "gathered", dense
-    products of the columns that are left. On a GPU, which has no kernels of this package, these two only.
+    normal distribution. At each of `compared` also "held" and "top-k", the same share by rules that find it; "columns", whole
+    columns of every time step's dnet zero, drawn at random; and by torch alone: "CSR", scattered zeros by its CSR matrices,
+    conversion included, and "gathered", dense products of the columns that are left. On a GPU, which has no kernels of this
+    package, the last two only.
 
     Curve `steps`, a row each: `method`, `sparsity` wanted, `zeros` measured, and in seconds the median over `rounds` of
     `forward` and `backward` and of their sum, `step`, with its quartiles `lower` and `upper`. Where there is no GPU for the
@@ -112,7 +114,7 @@ class SpeedTrial(Trial):
         import torch
         from torch import nn
 
-        from repro.gradients import ThresholdedLSTM
+        from repro.gradients import HeldSparsity, ThresholdedLSTM, TopK
         from repro.gradients.peers import LibraryLSTM
         from repro.gradients.timing import DrawnColumns, Step
 
@@ -135,6 +137,8 @@ class SpeedTrial(Trial):
         for share in self.compared:
             columns = DrawnColumns(share, seed_for(self.study, self.replicate, "columns"))
             if self.device == "cpu":
+                steps[HELD, share] = step(ThresholdedLSTM(*size, threshold=HeldSparsity(share)))
+                steps[TOP, share] = step(ThresholdedLSTM(*size, threshold=TopK(share)))
                 steps[COLUMNS, share] = step(ThresholdedLSTM(*size, threshold=columns))
             steps[CSR, share] = step(LibraryLSTM(*size, threshold=thresholds[share], means="CSR"))
             steps[GATHERED, share] = step(LibraryLSTM(*size, threshold=columns, means="columns"))

@@ -13,7 +13,7 @@ from repro.engine import Record
 from repro.report import plots
 from repro.studies.base import Exhibit, Quantity, Results
 from repro.studies.comparing import beside, interval
-from repro.studies.speeds import COLUMNS, CSR, DENSE, GATHERED, NN, NO_GPU, SCATTERED
+from repro.studies.speeds import COLUMNS, CSR, DENSE, GATHERED, HELD, NN, NO_GPU, SCATTERED, TOP
 from repro.studies.zhu2017 import parts
 from repro.studies.zhu2017.comparisons import paper, per_seed, relative_loss
 from repro.studies.zhu2017.profiles import COLUMNS_80, ON_GPU, TIMED, TRADED, speed_arms, static_name, step_name
@@ -25,6 +25,8 @@ WORDS = {
     NN: "nn.LSTM",
     DENSE: "this package, threshold 0",
     SCATTERED: "this package, scattered zeros",
+    HELD: "this package, scattered zeros, held",
+    TOP: "this package, scattered zeros, top-k",
     COLUMNS: "this package, whole columns",
     CSR: "torch's CSR matrices, scattered zeros",
     GATHERED: "torch's dense products, columns gathered",
@@ -209,7 +211,7 @@ def _bars(ax, results: Results) -> None:
     sizes = results.profile.speed
     share = sizes.compared[0]
     rows = timed(results, step_name(sizes.compared_width, sizes.batches[0]))
-    methods = [GATHERED, CSR, COLUMNS, SCATTERED, DENSE, NN]
+    methods = [GATHERED, CSR, COLUMNS, TOP, HELD, SCATTERED, DENSE, NN]
     for place, method in enumerate(methods):
         part = rows[(rows["method"] == method) & rows["sparsity"].isin((0.0, share))] if len(rows) else rows
         if part.empty:
