@@ -43,6 +43,16 @@ def test_relative_rms_is_in_units_of_the_root_mean_square():
     assert applied(RelativeRMS((smallest_kept + 1e-3) / rms)) == [[-3.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_the_threshold_of_top_k_is_torchs_kth_magnitude_also_with_nan_and_infinity(dtype):
+    dnet = torch.randn(7, 40, generator=torch.Generator().manual_seed(1)).to(dtype)
+    dnet[2, 3], dnet[4, 5] = float("nan"), -float("inf")
+    for k in (1, 100, 279, 280):
+        found = TopK(min(k / 280, 0.999)).threshold(dnet)
+        assert torch.equal(found, dnet.abs().flatten().kthvalue(k).values) or (k == 280 and found.isnan())
+        assert found.dtype == dtype
+
+
 @given(st.integers(1, 200), st.floats(0.0, 0.99), st.integers(0, 9))
 def test_top_k_leaves_exactly_the_wanted_number_of_distinct_magnitudes(size, sparsity, seed):
     dnet = torch.randperm(size, generator=torch.Generator().manual_seed(seed)).float().add(1.0)

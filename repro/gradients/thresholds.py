@@ -9,6 +9,7 @@ over the batch alone: a factor of the sequence length). `RelativeRMS`, `TopK`, `
 import math
 from numbers import Real
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -121,7 +122,14 @@ def _quantile(dnet: Tensor, sparsity: float) -> Tensor:
     """The largest of the `round(sparsity * n)` smallest magnitudes, 0 if that is none of n."""
     below = round(sparsity * dnet.numel())
     magnitudes = dnet.detach().abs().flatten()
-    return magnitudes.kthvalue(below).values if below else magnitudes.new_zeros(())
+    if not below:
+        return magnitudes.new_zeros(())
+    if magnitudes.device.type == "cpu" and magnitudes.dtype in (
+        torch.float32,
+        torch.float64,
+    ):  # NumPy takes a tenth of the time
+        return torch.as_tensor(np.partition(magnitudes.numpy(), below - 1)[below - 1])
+    return magnitudes.kthvalue(below).values
 
 
 class TopK(Rule):
