@@ -18,7 +18,7 @@ from repro.engine import trial as trial_module
 from repro.engine.provenance import measured
 from repro.engine.trial import digest
 from repro.errors import ReproError
-from repro.studies.base import recorded
+from repro.studies.base import Results, recorded
 
 TRIAL = Toy(value=3)
 OUTCOME = Outcome({"square": 9, "loss": 0.1 + 0.2, "note": "ü", "none": None}, {"loss": {"step": [0, 1], "value": [2.5, 0.1]}})
@@ -271,12 +271,21 @@ def test_frames(store):
 
 
 def test_a_timing_from_elsewhere_is_shown_unless_its_code_meant_something_else(tmp_path, monkeypatch):
-    """The committed times of another machine count; those of an older `code_version` may lack what is read of them now."""
+    """The committed times of another machine count, of several the newest; those of an older `code_version` may lack what is
+    read of them now."""
     trial, store = Clock(number=1), Store(tmp_path)
-    monkeypatch.setattr(trial_module, "machine_fingerprint", lambda: {"cpu": "abacus", "cores": 10})
-    written = store.put(trial, OUTCOME, {})
+    written = {}
+    for cpu, day in (("abacus", 1), ("difference engine", 3), ("slide rule", 2)):
+        monkeypatch.setattr(trial_module, "machine_fingerprint", lambda cpu=cpu: {"cpu": cpu, "cores": 10})
+        written[cpu] = store.put(trial, OUTCOME, {"cpu": cpu, "threads": 2, "started": f"2026-01-0{day}T00:00:00+00:00"})
     monkeypatch.undo()
     assert store.get(trial) is None
-    assert recorded([trial], store) == {trial.key(): written}
+    found = recorded([trial], store)
+    assert found == {trial.key(): written["difference engine"]}
+    assert Results(None, {"arm": [trial]}, found).machine() == "difference engine, 2 threads"
+    other = Clock(number=2)
+    found[other.key()] = written["abacus"]
+    two = Results(None, {"arm": [trial], "other": [other]}, found)
+    assert two.machine() == "difference engine, 2 threads and abacus, 2 threads"
     monkeypatch.setattr(Clock, "code_version", 2)
     assert recorded([trial], store) == {}

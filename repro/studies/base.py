@@ -64,9 +64,11 @@ class Results:
         return np.array([record.curves[name][column] for record in self.seeds(arm)])
 
     def machine(self) -> str:
-        """The processor behind the first record: times are of that machine."""
-        made = next((record.provenance for record in self.used()), {})
-        return f"{made.get('cpu', 'no machine yet')}, {made.get('threads', 0)} threads"
+        """The processors behind the timings, or behind all records where nothing was timed."""
+        timings = [trial.key() for trials in self.arms.values() for trial in trials if trial.timing]
+        records = [self.records[key] for key in timings if key in self.records] or self.used()
+        found = dict.fromkeys(f"{r.provenance['cpu']}, {r.provenance['threads']} threads" for r in records if r.provenance)
+        return " and ".join(found) or "no machine yet"
 
     def used(self) -> list[Record]:
         """Records of this exhibit, each once, in the order of its arms."""
@@ -188,8 +190,8 @@ def check_ranges(profile: Any, ranges: Iterable[tuple[str, float, float]]) -> No
 def recorded(trials: Iterable[Trial], store: Store) -> dict[str, Record]:
     """What the store has of these trials, by key, without running anything.
 
-    A timing trial's key holds the machine; for showing published timings, a record of the same trial from another machine
-    counts (its provenance names that machine).
+    A timing trial's key holds the machine; for showing published timings, the newest record of the same trial from other
+    machines counts (its provenance names that machine).
     """
     found = {}
     elsewhere: dict[str, Record] | None = None
@@ -197,7 +199,8 @@ def recorded(trials: Iterable[Trial], store: Store) -> dict[str, Record]:
         record = store.get(trial)
         if record is None and trial.timing:
             if elsewhere is None:
-                elsewhere = {canonical([r.kind, r.code_version, r.spec]): r for r in store.records(trial.study)}
+                by_age = sorted(store.records(trial.study), key=lambda record: record.provenance.get("started", ""))
+                elsewhere = {canonical([r.kind, r.code_version, r.spec]): r for r in by_age}
             record = elsewhere.get(canonical([trial.kind, trial.code_version, trial.describe()]))
         if record is not None:
             found[trial.key()] = record
