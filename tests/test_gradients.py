@@ -539,6 +539,16 @@ def test_every_kind_of_rule_goes_through_the_compiled_loops(rule, monkeypatch):
 
 
 @COMPILED
+def test_compiled_loops_run_with_threshold_0_too_and_look_the_rule_up_in_the_backward_pass():
+    lstm, x = ThresholdedLSTM(8, 64), torch.randn(4, 3, 8, generator=generator(1))
+    out = lstm(x)[0]
+    assert own_layers(out) == 1
+    lstm.threshold = 1e3
+    out.sum().backward()
+    assert all(p.grad.count_nonzero() == 0 for p in lstm.parameters())
+
+
+@COMPILED
 def test_compiled_loops_pass_nan_on():
     lstm, x = ThresholdedLSTM(8, 64, threshold=0.5), torch.randn(4, 3, 8, generator=generator(1))
     out = lstm(x)[0]
