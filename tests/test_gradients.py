@@ -302,15 +302,18 @@ def test_with_threshold_0_torchs_own_layer_runs_where_there_are_no_faster_kernel
         x.data.requires_grad_()
     for found, wanted in zip(results(ours, x, hx), results(theirs, x, hx), strict=True):
         assert torch.equal(found, wanted)
-    first = flat(ours(x, hx))[0]
+    first, *last = flat(ours(x, hx))
     assert own_layers(first) == 0
     with record(ours) as measured:
         assert own_layers(flat(ours(x, hx))[0]) == 4
     assert measured["l1_reverse"].histograms is not None
     ours.threshold = 0.1
     assert own_layers(flat(ours(x, hx))[0]) == 4
-    with pytest.raises(ReproError, match=rf"threshold of {type(ours).__name__} was 0 in the forward pass, now it is Static"):
-        first.sum().backward()
+    for result in (first, *last):
+        with pytest.raises(
+            ReproError, match=rf"threshold of {type(ours).__name__} was 0 in the forward pass, now it is Static"
+        ):
+            result.sum().backward(retain_graph=True)
     frozen, _ = pair(kind, 3, 5, threshold=0.0)
     frozen.requires_grad_(False)
     assert not frozen(torch.zeros(2, 1, 3, dtype=torch.float64))[0].requires_grad
@@ -326,6 +329,8 @@ def test_under_autocast_a_layer_computes_in_the_numbers_of_its_weights(kind):
         found = results(ours, x, hx)
         ours.threshold = 0.0
         assert flat(ours(x, hx))[0].dtype == torch.float32
+        with torch.no_grad():
+            assert flat(ours(x, hx))[0].dtype == torch.float32
     outputs = len(flat(hx)) + 1
     wanted[outputs] = wanted[outputs].bfloat16()
     assert found[outputs].dtype == torch.bfloat16

@@ -88,15 +88,15 @@ class ThresholdedRNN(Thresholded):
 
         Under autocast input and states are converted to the numbers of the weights, which the layer computes in.
         """
-        recording = any(site.record is not None for site in self.sites)
-        nobody = isinstance(input, Tensor) and input.ndim == 3 and input.shape[1 - self.batch_first] == 0
-        if nobody or not (torch.is_grad_enabled() or recording):
-            return super().forward(input, hx)
         packed = isinstance(input, PackedSequence)
         x = input.data if packed else input
         if torch.is_autocast_enabled(x.device.type):
             with torch.autocast(x.device.type, enabled=False):
                 return self.forward(*_converted((input, hx), self.weight_ih_l0.dtype))
+        recording = any(site.record is not None for site in self.sites)
+        nobody = not packed and x.ndim == 3 and x.shape[1 - self.batch_first] == 0
+        if nobody or not (torch.is_grad_enabled() or recording):
+            return super().forward(input, hx)
         self._check_numbers(x)
         if packed:
             sizes, batched = input.batch_sizes.tolist(), True
@@ -161,9 +161,10 @@ class ThresholdedRNN(Thresholded):
                 )
 
         out, last = super().forward(input, hx)
-        data = out.data if isinstance(out, PackedSequence) else out
-        if data.requires_grad:
-            data.register_hook(check)
+        results = [out.data if isinstance(out, PackedSequence) else out, *(last if isinstance(last, tuple) else (last,))]
+        for tensor in results:
+            if tensor.requires_grad:
+                tensor.register_hook(check)
         return out, last
 
     def _run_layers(self, x: Tensor, first: list[Tensor], sizes: list[int]) -> tuple[Tensor, list[Tensor]]:
