@@ -2,6 +2,10 @@
 
 import dataclasses
 import math
+import platform
+import subprocess
+import sys
+import textwrap
 from collections import namedtuple
 
 import numpy as np
@@ -131,6 +135,28 @@ def test_a_step_forms_the_gradients_of_all_weights_and_of_the_input():
     x, d_out, states = torch.randn(6, 3, 5), torch.randn(6, 3, 7), [tuple(torch.randn(2, 1, 3, 7))]
     for a, b in zip(*(gradients(Step([layer], x, d_out, states)) for layer in (ours, plain)), strict=True):
         assert torch.allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc's malloc")
+def test_timed_steps_find_the_memory_of_the_step_before():
+    """40 MB that are freed and allocated again: 10,000 fresh pages each time without it (a few huge ones where torch asks)."""
+    faults = {}
+    for call in ("keep_memory()", "None"):
+        code = f"""
+            import resource
+            import torch
+            from repro.gradients.timing import keep_memory
+            {call}
+            for _ in range(3):
+                before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+                array = torch.empty(10**7).zero_()
+                del array
+            print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+        """
+        ran = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
+        faults[call] = int(ran.stdout)
+    assert faults["keep_memory()"] <= 5
+    assert faults["None"] >= 15
 
 
 def test_a_speed_trial_times_every_method_at_every_share(tmp_path):

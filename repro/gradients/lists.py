@@ -49,6 +49,7 @@ STRIP_ROWS = 64  # rows of A that are transposed together
 _SUMS_BYTES = 4 * (PANEL + 16)
 _SCATTERED = 8  # entries of a row in a block, up to which they go into its scattered list; at most 16; about as fast: 6 to 12
 _VECTOR = 16  # entries that are written past the end of a list
+_ROWS_AHEAD = 4  # from a row of C that is fetched to the one that is written
 _LIST_COST = 4  # of a list without entries, in fours of entries
 _FARTHEST = 2**16  # rows of B: places of scattered lists have 16 bits
 _FOURS, _FIRST, _LAST, _BEGIN = 0xFFFF, 1 << 16, 1 << 17, u(18)  # of a list's description
@@ -193,16 +194,20 @@ def _note_rows(lists, present):
 
 @cache
 def _sparse_rows(registers: int, masked: int):
-    """Lists of the rows `present` times a block of a panel, or all of it; meanwhile the 32 KiB at `following` are fetched."""
+    """Lists of the rows `present` times a block of a panel, or all of it; meanwhile the 32 KiB at `following` are fetched, and
+    if `ending` the rows of C that are written next."""
 
     @njit
-    def times(present, lists, values, places, b, following, fifth, nothing, sums, c, c_row, columns):
+    def times(present, lists, values, places, b, following, fifth, nothing, sums, c, c_row, columns, ending):
         count = u(present[0])
         ahead = u(BLOCK * PANEL_BYTES // 64) // count + u(1)
         for i in range(count):
             for _ in range(ahead):
                 simd.prefetch(following)
                 following += u(64)
+            if ending != u(0):
+                soon = u(present[u(1) + min(i + u(_ROWS_AHEAD), count - u(1))])
+                simd.prefetch_columns(c + soon * c_row)
             row = u(present[u(1) + i])
             of_row = read_u64(lists + row * u(8))
             begin, sum_of_row = of_row >> _BEGIN, sums + row * u(_SUMS_BYTES)
@@ -247,12 +252,14 @@ def sparse_product(edge: int):
                     continue
                 of_block = lists + k * listed * u(8)
                 block, following = b + k * u(BLOCK * PANEL_BYTES), b + (k + u(1)) * u(BLOCK * PANEL_BYTES)
+                ending = u(k + u(1) >= blocks)  # most rows of C are written by one of the last two
                 if k == blocks:
                     block, following = b, b + fifth  # all of the panel, and then the next one
+                of_b, of_c = (block, following, fifth), (nothing, sums, c, c_row, columns, ending)
                 if columns == u(PANEL):
-                    full(present, of_block, values, places, block, following, fifth, nothing, sums, c, c_row, columns)
+                    full(present, of_block, values, places, *of_b, *of_c)
                 else:
-                    at_edge(present, of_block, values, places, block, following, fifth, nothing, sums, c, c_row, columns)
+                    at_edge(present, of_block, values, places, *of_b, *of_c)
 
     return body
 

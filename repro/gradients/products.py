@@ -54,6 +54,8 @@ def _dense_rows(registers: int, masked: int):
     @njit
     def times(a, a_row, b, fifth, inner, c, c_row, columns, add, rows):
         for _ in range(rows // u(TILE)):
+            for row in range(u(TILE), u(2 * TILE)):
+                simd.prefetch_columns(c + row * c_row)
             simd.dense_tile(a, a_row, b, fifth, inner, c, c_row, columns, add, TILE, registers, masked)
             a += u(TILE) * a_row
             c += u(TILE) * c_row

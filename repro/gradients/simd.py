@@ -273,14 +273,30 @@ def transpose_tile(typing, source, source_row, rows, columns, target, target_row
     return types.void(*[_WORD] * 6), generate
 
 
+def _prefetch(builder, address, to_write: int) -> None:
+    pointer = builder.inttoptr(address, _I8.as_pointer())
+    fetch = _function(builder, "llvm.prefetch.p0", ir.VoidType(), [pointer.type, _I32, _I32, _I32])
+    builder.call(fetch, [pointer, *(ir.Constant(_I32, number) for number in (to_write, 3, 1))])
+
+
 @intrinsic
 def prefetch(typing, address):
     """Ask for the cache line at an address."""
 
     def generate(context, builder, signature, arguments):
-        pointer = builder.inttoptr(arguments[0], _I8.as_pointer())
-        fetch = _function(builder, "llvm.prefetch.p0", ir.VoidType(), [pointer.type, _I32, _I32, _I32])
-        builder.call(fetch, [pointer, *(ir.Constant(_I32, number) for number in (0, 3, 1))])
+        _prefetch(builder, arguments[0], 0)
+        return context.get_dummy_value()
+
+    return types.void(_WORD), generate
+
+
+@intrinsic
+def prefetch_columns(typing, address):
+    """Ask for 64 floats at an address, which are about to be written: else each write waits for what is written over."""
+
+    def generate(context, builder, signature, arguments):
+        for line in range(5):
+            _prefetch(builder, builder.add(arguments[0], word(64 * line)), 1)
         return context.get_dummy_value()
 
     return types.void(_WORD), generate

@@ -1,7 +1,9 @@
 """The time of training steps of LSTM layers, forward and backward pass apart, with a wanted share of zeros in dnet."""
 
+import ctypes
 import math
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +16,8 @@ from repro.errors import ReproError
 from repro.gradients.counting import Counted
 from repro.gradients.lstm import ThresholdedLSTM
 from repro.gradients.thresholds import Rule, TopK, check_sparsity
+
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of mallopt
 
 
 class Step:
@@ -105,11 +109,24 @@ class DrawnColumns(Rule):
         return torch.from_numpy(thresholds).to(dnet)
 
 
+def keep_memory() -> None:
+    """Memory that is freed stays with this process, where glibc's `malloc` can be told so.
+
+    Otherwise it depends on what else was allocated whether a step's large arrays are the last step's or fresh pages, which can
+    take longer to come than what is written to them takes to compute: of nn.LSTM's as of ours.
+    """
+    tell = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if tell is not None:
+        tell(_MMAP_MAX, 0)
+        tell(_TRIM_THRESHOLD, 2**31 - 1)
+
+
 def interleaved(steps: Mapping[str, Step], rounds: int) -> dict[str, np.ndarray]:
     """(rounds, 2) seconds, forward and backward, of each step: in turn, the order reversed from round to round.
 
     What disturbs the machine meets all of them. A first call of each, which compiles and finds memory, does not count.
     """
+    keep_memory()
     for step in steps.values():
         step()
     found = {name: [] for name in steps}
