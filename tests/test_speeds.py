@@ -139,7 +139,7 @@ def test_a_step_forms_the_gradients_of_all_weights_and_of_the_input():
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc's malloc")
 def test_timed_steps_find_the_memory_of_the_step_before():
-    """40 MB that are freed and allocated again: 10,000 fresh pages each time without it (a few huge ones where torch asks)."""
+    """40 MB that are freed and allocated again, which need 10,000 fresh pages each time without it."""
     faults = {}
     for call in ("keep_memory()", "None"):
         code = f"""
@@ -147,7 +147,7 @@ def test_timed_steps_find_the_memory_of_the_step_before():
             import torch
             from repro.gradients.timing import keep_memory
             {call}
-            for _ in range(3):
+            for _ in range(12):  # until there is a hole of that size
                 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
                 array = torch.empty(10**7).zero_()
                 del array
@@ -155,8 +155,7 @@ def test_timed_steps_find_the_memory_of_the_step_before():
         """
         ran = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
         faults[call] = int(ran.stdout)
-    assert faults["keep_memory()"] <= 5
-    assert faults["None"] >= 15
+    assert faults["keep_memory()"] < 0.1 * faults["None"]
 
 
 def test_a_speed_trial_times_every_method_at_every_share(tmp_path):

@@ -6,6 +6,7 @@ All of it is plain LLVM that any processor runs, but for the look-up, which need
 """
 
 from functools import cache
+from pathlib import Path
 
 import llvmlite.binding
 import torch  # noqa: F401  before numba: both then share torch's OpenMP, and one pool of threads
@@ -28,6 +29,16 @@ def has_avx512() -> bool:
     if config.CPU_NAME not in (None, "", host):
         return False
     return bool(llvmlite.binding.get_host_cpu_features().get("avx512f"))
+
+
+@cache
+def vendor() -> str:
+    """Who made the processor, as Linux names it: "GenuineIntel", "AuthenticAMD"; empty elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("vendor_id")), "")
 
 
 class Vector(types.Type):
