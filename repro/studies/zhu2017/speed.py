@@ -132,8 +132,12 @@ def _of_steps(results: Results, on: str = "") -> list[str]:
 
 
 def timed(results: Results, arm: str) -> pd.DataFrame:
-    """All rows of an arm, `repeat` by repeat; none if nothing was run, or there is no GPU."""
-    found = [timed_rows(r).assign(repeat=r.spec["replicate"]) for r in results.seeds(arm) if NO_GPU not in r.metrics]
+    """All rows of an arm, `repeat` by repeat, with the `machine` of each; none if nothing was run, or there is no GPU."""
+    found = [
+        timed_rows(r).assign(repeat=r.spec["replicate"], machine=r.provenance.get("cpu"))
+        for r in results.seeds(arm)
+        if NO_GPU not in r.metrics
+    ]
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
 
 
@@ -157,6 +161,7 @@ def steps(results: Results) -> Tables:
                     "high": high,
                     "by MACs": by_macs(share),
                     "n": len(part),
+                    "machine": " and ".join(dict.fromkeys(part["machine"].dropna())),
                 }
             )
     title = f"Forward and backward pass of one LSTM layer, {results.machine()}; speed-up over the faster dense step"
