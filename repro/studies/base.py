@@ -67,7 +67,8 @@ class Results:
         """The processors behind the timings, or behind all records where nothing was timed."""
         timings = [trial.key() for trials in self.arms.values() for trial in trials if trial.timing]
         records = [self.records[key] for key in timings if key in self.records] or self.used()
-        found = dict.fromkeys(f"{r.provenance['cpu']}, {r.provenance['threads']} threads" for r in records if "cpu" in r.provenance)
+        made = [record.provenance for record in records if "cpu" in record.provenance]
+        found = dict.fromkeys(f"{where['cpu']}, {where['threads']} threads" for where in made)
         return " and ".join(found) or "no machine yet"
 
     def used(self) -> list[Record]:
