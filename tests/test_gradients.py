@@ -544,6 +544,16 @@ def test_every_kind_of_rule_goes_through_the_compiled_loops(rule, monkeypatch):
 
 
 @COMPILED
+@pytest.mark.parametrize("library", [False, True])
+def test_large_dense_products_are_torchs_by_either_way(library, monkeypatch):
+    """A machine takes one of them; the other is that of other machines."""
+    monkeypatch.setattr(compiled, "_library_is_faster", lambda: library)
+    ours, theirs = pair("lstm", 30, 70, 2, dtype=torch.float32, threshold=0.0)
+    x = torch.randn(9, 20, 30, generator=generator(1), requires_grad=True)
+    assert_same(results(ours, x), results(theirs, x), 5e-6)
+
+
+@COMPILED
 def test_compiled_loops_run_with_threshold_0_too_and_look_the_rule_up_in_the_backward_pass():
     lstm, x = ThresholdedLSTM(8, 64), torch.randn(4, 3, 8, generator=generator(1))
     out = lstm(x)[0]
