@@ -273,10 +273,13 @@ def transpose_tile(typing, source, source_row, rows, columns, target, target_row
     return types.void(*[_WORD] * 6), generate
 
 
-def _prefetch(builder, address, to_write: int) -> None:
+_NEAREST, _SECOND = 3, 2  # caches, as LLVM numbers them
+
+
+def _prefetch(builder, address, cache: int) -> None:
     pointer = builder.inttoptr(address, _I8.as_pointer())
     fetch = _function(builder, "llvm.prefetch.p0", ir.VoidType(), [pointer.type, _I32, _I32, _I32])
-    builder.call(fetch, [pointer, *(ir.Constant(_I32, number) for number in (to_write, 3, 1))])
+    builder.call(fetch, [pointer, *(ir.Constant(_I32, number) for number in (0, cache, 1))])
 
 
 @intrinsic
@@ -284,7 +287,7 @@ def prefetch(typing, address):
     """Ask for the cache line at an address."""
 
     def generate(context, builder, signature, arguments):
-        _prefetch(builder, arguments[0], 0)
+        _prefetch(builder, arguments[0], _NEAREST)
         return context.get_dummy_value()
 
     return types.void(_WORD), generate
@@ -292,11 +295,14 @@ def prefetch(typing, address):
 
 @intrinsic
 def prefetch_columns(typing, address):
-    """Ask for 64 floats at an address, which are about to be written: else each write waits for what is written over."""
+    """Ask for 64 floats at an address, which are about to be written: else each write waits for what is written over.
+
+    They come into the second cache: of requests for the nearest one a processor has fewer on the way.
+    """
 
     def generate(context, builder, signature, arguments):
         for line in range(5):
-            _prefetch(builder, builder.add(arguments[0], word(64 * line)), 1)
+            _prefetch(builder, builder.add(arguments[0], word(64 * line)), _SECOND)
         return context.get_dummy_value()
 
     return types.void(_WORD), generate
