@@ -14,7 +14,7 @@ from repro.files import repository_root, write_atomically
 from repro.report.plots import save_figure, shared_look
 from repro.report.verdicts import Verdict
 from repro.studies import Exhibit, Results, Study
-from repro.studies.base import recorded
+from repro.studies.base import recorded, timings
 
 
 def results_folder() -> Path:
@@ -51,7 +51,7 @@ class ExhibitRun:
 
     def recorded(self) -> Results:
         """What the store has, without running anything."""
-        return Results(self.profile, self.arms, recorded(self.trials, self.store))
+        return Results(self.profile, self.arms, recorded(self.trials, self.store), timings(self.trials, self.store))
 
     def verdicts(self, results: Results) -> list[Verdict]:
         return self.study.verdicts(self.exhibit.name, results)

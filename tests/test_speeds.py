@@ -242,6 +242,26 @@ def test_speedups_are_over_the_faster_dense_step():
     assert math.isnan(q["speedup_90_650"]), "not timed"
 
 
+def test_each_processor_has_its_speedups():
+    """One on which the dense step takes 2 s and one on which it takes 3 s; of one alone the first table says all."""
+    results = made_results({650: (2.5, 2.0)})
+    ((trial,),) = results.arms.values()
+    results = dataclasses.replace(results, arms=speed_arms(PROFILES["paper"]) | results.arms)
+    plain, title = results.records[trial.key()], "Scattered zeros, by processor; speed-up over the faster dense step"
+    slow = made_results({650: (4.5, 3.0)}).records[trial.key()]
+    two = [
+        dataclasses.replace(record, provenance={"cpu": cpu, "commit": commit})
+        for record, cpu, commit in ((plain, "abacus", "0123456789"), (slow, "slide rule", "abcdefghij"))
+    ]
+    table = speed.steps(dataclasses.replace(results, timings={trial.key(): two}))[title]
+    table = table[table["zeros, %"] == 80]
+    assert list(table["machine"]) == ["abacus", "slide rule"]
+    assert list(table["commit"]) == ["0123456", "abcdefg"]
+    assert list(table["speed-up"]) == pytest.approx([2, 3])
+    assert list(table["over nn.LSTM"]) == pytest.approx([2.5, 4.5])
+    assert title not in speed.steps(dataclasses.replace(results, timings={trial.key(): two[:1]}))
+
+
 def test_the_dense_step_is_judged_at_its_worst_width():
     found = speed.dense_step_over_nn_lstm(made_results({650: (2.0, 2.5), 1500: (3.0, 1.5)}))
     assert found == pytest.approx([1.25])

@@ -18,7 +18,7 @@ from repro.engine import trial as trial_module
 from repro.engine.provenance import measured
 from repro.engine.trial import digest
 from repro.errors import ReproError
-from repro.studies.base import Results, recorded
+from repro.studies.base import Results, recorded, timings
 
 TRIAL = Toy(value=3)
 OUTCOME = Outcome({"square": 9, "loss": 0.1 + 0.2, "note": "ü", "none": None}, {"loss": {"step": [0, 1], "value": [2.5, 0.1]}})
@@ -282,6 +282,7 @@ def test_a_timing_from_elsewhere_is_shown_unless_its_code_meant_something_else(t
     assert store.get(trial) is None
     found = recorded([trial], store)
     assert found == {trial.key(): written["difference engine"]}
+    assert timings([trial], store) == {trial.key(): [written[cpu] for cpu in ("abacus", "slide rule", "difference engine")]}
     assert Results(None, {"arm": [trial]}, found).machine() == "difference engine, 2 threads"
     other = Clock(number=2)
     found[other.key()] = written["abacus"]
@@ -289,3 +290,4 @@ def test_a_timing_from_elsewhere_is_shown_unless_its_code_meant_something_else(t
     assert two.machine() == "difference engine, 2 threads and abacus, 2 threads"
     monkeypatch.setattr(Clock, "code_version", 2)
     assert recorded([trial], store) == {}
+    assert timings([trial], store) == {trial.key(): []}

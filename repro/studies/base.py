@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,11 +27,13 @@ class Results:
     """Records of an exhibit's trials, asked for by arm: `metric("sparse 2560", "test_cer")` has one value a seed.
 
     Replicates whose record is missing (a paper profile still being computed) are NaN, as are those that diverged.
+    `timings`: of each timing trial the records of all machines, by the same keys, where these were asked for.
     """
 
     profile: Any
     arms: Arms
     records: Mapping[str, Record]
+    timings: Mapping[str, Sequence[Record]] = field(default_factory=dict)
 
     def record(self, arm: str, replicate: int) -> Record | None:
         one_of("arm", arm, self.arms)
@@ -188,24 +190,36 @@ def check_ranges(profile: Any, ranges: Iterable[tuple[str, float, float]]) -> No
             raise ReproError(f"parameter {name} is {value!r}: it should lie between {low} and {high}")
 
 
-def recorded(trials: Iterable[Trial], store: Store) -> dict[str, Record]:
+def recorded(trials: Sequence[Trial], store: Store) -> dict[str, Record]:
     """What the store has of these trials, by key, without running anything.
 
     A timing trial's key holds the machine; for showing published timings, the newest record of the same trial from other
     machines counts (its provenance names that machine).
     """
     found = {}
-    elsewhere: dict[str, Record] | None = None
+    elsewhere: dict[str, list[Record]] | None = None
     for trial in trials:
         record = store.get(trial)
         if record is None and trial.timing:
-            if elsewhere is None:
-                by_age = sorted(store.records(trial.study), key=lambda record: record.provenance.get("started", ""))
-                elsewhere = {canonical([r.kind, r.code_version, r.spec]): r for r in by_age}
-            record = elsewhere.get(canonical([trial.kind, trial.code_version, trial.describe()]))
+            elsewhere = timings(trials, store) if elsewhere is None else elsewhere
+            record = next(reversed(elsewhere[trial.key()]), None)
         if record is not None:
             found[trial.key()] = record
     return found
+
+
+def timings(trials: Sequence[Trial], store: Store) -> dict[str, list[Record]]:
+    """The store's records of each timing trial, whatever machine they are of, the oldest first; by the trial's key here."""
+    wanted = {trial.key(): canonical([trial.kind, trial.code_version, trial.describe()]) for trial in trials if trial.timing}
+    studies = {trial.study for trial in trials if trial.timing}
+    by_trial: dict[str, list[Record]] = {}
+    for record in sorted((r for study in studies for r in store.records(study)), key=_started):
+        by_trial.setdefault(canonical([record.kind, record.code_version, record.spec]), []).append(record)
+    return {key: by_trial.get(trial, []) for key, trial in wanted.items()}
+
+
+def _started(record: Record) -> str:
+    return record.provenance.get("started", "")
 
 
 def summary(values: Iterable[float]) -> dict[str, float]:

@@ -174,7 +174,26 @@ def steps(results: Results) -> Tables:
         if arm + TIMED in results.arms:
             quality.append((arm, "measured speed-up of its LSTM layers", None, _measured(results, arm)))
     tables = {title: pd.DataFrame(rows)} if rows else {}
-    return tables | _missing(results) | {"Quality against measured time": beside(quality)}
+    return tables | _by_processor(results) | _missing(results) | {"Quality against measured time": beside(quality)}
+
+
+def _by_processor(results: Results) -> Tables:
+    """What scattered zeros are worth on each processor that records are of, with what each was made by; none of one alone."""
+    rows = []
+    for arm in _of_steps(results):
+        made = [record for trial in results.arms[arm] for record in results.timings.get(trial.key(), ())]
+        for machine in dict.fromkeys(record.provenance["cpu"] for record in made):
+            records = [record for record in made if record.provenance["cpu"] == machine]
+            commits = dict.fromkeys(record.provenance["commit"][:7] for record in records)
+            for share in results.profile.speed.compared:
+                speedup, low, high = interval([speedup_of(record, SCATTERED, share) for record in records])
+                over_nn = np.mean([speedup_of(record, SCATTERED, share) / speedup_of(record, NN, 0.0) for record in records])
+                rows.append(
+                    {"": arm, "machine": machine, "zeros, %": 100 * share, "speed-up": speedup, "low": low, "high": high}
+                    | {"over nn.LSTM": over_nn, "n": len(records), "commit": " and ".join(commits)}
+                )
+    several = len({row["machine"] for row in rows}) > 1
+    return {"Scattered zeros, by processor; speed-up over the faster dense step": pd.DataFrame(rows)} if several else {}
 
 
 def _measured(results: Results, arm: str) -> np.ndarray:
