@@ -73,17 +73,16 @@ class _Layer(torch.autograd.Function):
     def backward(ctx, d_out, d_h):
         x, w_ih, w_hh, before_h, gates, recurrent_n = ctx.saved_tensors
         hidden = before_h.shape[1]
+        forming = _Forming(gates, before_h, recurrent_n)
         dnet_ih, dnet_hh = torch.empty_like(gates), torch.empty_like(gates)
         d_h = d_h.clone()  # what flows back in time, (batch, hidden)
         for t, frames in reversed(ctx.course.steps()):
             n = frames.stop - frames.start
-            dh, dnet = d_h[:n] + d_out[frames], dnet_ih[frames]
-            _step_gradients(dh, gates[frames], before_h[frames], recurrent_n[frames], dnet, t, ctx.site)
-            recurrent = dnet_hh[frames]
-            recurrent.copy_(dnet)
-            r, z, _ = gates[frames].chunk(3, 1)
-            recurrent[:, 2 * hidden :] *= r
-            torch.addmm(dh * z, recurrent, w_hh, out=d_h[:n])
+            dh, dnet, recurrent, reset = d_h[:n] + d_out[frames], dnet_ih[frames], dnet_hh[frames], gates[frames, :hidden]
+            forming.step(t, frames, dh, dnet, ctx.site)
+            recurrent[:, : 2 * hidden] = dnet[:, : 2 * hidden]
+            torch.mul(dnet[:, 2 * hidden :], reset, out=recurrent[:, 2 * hidden :])
+            torch.addmm(dh * gates[frames, hidden : 2 * hidden], recurrent, w_hh, out=d_h[:n])
         wanted = ctx.needs_input_grad
         return (
             dnet_ih @ w_ih if wanted[0] else None,
@@ -97,16 +96,28 @@ class _Layer(torch.autograd.Function):
         )
 
 
-def _step_gradients(dh, gates, before_h, recurrent_n, dnet, t: int, site: Site) -> None:
-    """Write the thresholded dnet (n, 3 hidden) of one step."""
-    r, z, n = gates.chunk(3, 1)
-    derivatives = torch.stack((r * (1 - r), z * (1 - z), 1 - n * n), 1)
-    dn = dh * (1 - z)
-    arriving = torch.stack((dn * derivatives[:, 2], dh, dh), 1)
-    factors = torch.stack((recurrent_n, before_h - n, 1 - z), 1)
-    torch.mul(arriving * factors, derivatives, out=dnet.unflatten(1, (3, -1)))
-    before = None if site.record is None else dnet.clone()
-    site.apply(dnet)
-    if before is not None:
-        whole, kept = before.unflatten(1, (3, -1)), dnet.unflatten(1, (3, -1))
-        site.record.add_step(t, whole, derivatives, arriving, factors, kept)
+class _Forming:
+    """dnet of each step; what does not depend on the step after it is worked out for all frames at once.
+
+    gates (total, 3 hidden); before_h, recurrent_n (total, hidden).
+    """
+
+    def __init__(self, gates: Tensor, before_h: Tensor, recurrent_n: Tensor):
+        _, z, n = gates.chunk(3, 1)
+        activations = gates.unflatten(1, (3, -1))
+        self._derivatives = activations * (1 - activations)
+        torch.sub(1, n * n, out=self._derivatives[:, 2])
+        self._factors = torch.stack((recurrent_n, before_h - n, 1 - z), 1)
+        self._n_by_h = self._factors[:, 2] * self._derivatives[:, 2]  # n's sum, which r acts on, by h
+
+    def step(self, t: int, frames: slice, dh: Tensor, dnet: Tensor, site: Site) -> None:
+        """Write the thresholded dnet (n, 3 hidden) of step t."""
+        factors, derivatives, whole = self._factors[frames], self._derivatives[frames], dnet.unflatten(1, (3, -1))
+        d_sum = dh * self._n_by_h[frames]
+        torch.mul(d_sum, factors[:, 0], out=whole[:, 0])
+        torch.mul(dh[:, None], factors[:, 1:], out=whole[:, 1:])
+        whole *= derivatives
+        before = None if site.record is None else whole.clone()
+        site.apply(dnet)
+        if before is not None:
+            site.record.add_step(t, before, derivatives, torch.stack((d_sum, dh, dh), 1), factors, whole)

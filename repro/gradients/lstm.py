@@ -106,9 +106,9 @@ def _forward(x, h: States, c: States, w_ih, w_hh, bias, course: Course) -> tuple
     tanh_c = torch.empty_like(c.after)
     for _, frames in course.steps():
         before_h, before_c, net = h.enter(frames), c.enter(frames), gates[frames]
-        net += before_h @ w_hh.t()
+        net.addmm_(before_h, w_hh.t())
         i, f, g, o = net.chunk(4, 1)
-        i.sigmoid_(), f.sigmoid_(), g.tanh_(), o.sigmoid_()
+        net[:, : 2 * i.shape[1]].sigmoid_(), g.tanh_(), o.sigmoid_()
         torch.addcmul(f * before_c, i, g, out=c.after[frames])
         torch.tanh(c.after[frames], out=tanh_c[frames])
         torch.mul(o, tanh_c[frames], out=h.after[frames])
@@ -118,32 +118,46 @@ def _forward(x, h: States, c: States, w_ih, w_hh, bias, course: Course) -> tuple
 
 def _backward(d_out, d_h, d_c, w_hh, before_c, gates, tanh_c, course: Course, site: Site) -> tuple[Tensor, Tensor]:
     """dnet (total, 4 hidden), carried back and of the weights, in torch; d_h and d_c become those of the first states."""
+    forming = Forming(before_c, gates, tanh_c)
     carried = torch.empty_like(gates)
     dnet = torch.empty_like(gates) if site.weights_only else carried
     for t, frames in reversed(course.steps()):
         n = frames.stop - frames.start
-        step = (d_h[:n] + d_out[frames], d_c[:n], gates[frames], before_c[frames], tanh_c[frames])
-        d_c[:n] = _step_gradients(*step, carried[frames], dnet[frames], t, site)
+        d_c[:n] = forming.step(t, frames, d_h[:n] + d_out[frames], d_c[:n], carried[frames], dnet[frames], site)
         torch.mm(carried[frames], w_hh, out=d_h[:n])
     return carried, dnet
 
 
-def _step_gradients(dh, dc_next, gates, before_c, tanh_c, carried, dnet, t: int, site: Site) -> Tensor:
-    """Write `dnet` (n, 4 hidden) of one step, thresholded, and the one that is carried back; returns dc f, for c_{t-1}.
+class Forming:
+    """dnet of each step, in torch. What does not depend on the step after it is worked out for all frames at once: most of a
+    step's time, on a GPU and of narrow layers, goes by the number of its operations.
 
-    dc = dh o (1 - tanh(c)^2) + dc_{t+1} f_{t+1} (the paper prints c_{t+1} for dc_{t+1}).
+    before_c, tanh_c (total, hidden); gates (total, 4 hidden).
     """
-    i, f, g, o = gates.chunk(4, 1)
-    dc = dh * o * (1 - tanh_c * tanh_c) + dc_next
-    arriving = torch.stack((dc, dc, dc, dh), 1)
-    factors = torch.stack((g, before_c, i, tanh_c), 1)
-    derivatives = torch.stack((i * (1 - i), f * (1 - f), 1 - g * g, o * (1 - o)), 1)
-    torch.mul(arriving * factors, derivatives, out=carried.unflatten(1, (4, -1)))
-    if site.weights_only:
-        dnet.copy_(carried)
-    before = None if site.record is None else dnet.clone()
-    site.apply(dnet)
-    if before is not None:
-        whole, kept = before.unflatten(1, (4, -1)), dnet.unflatten(1, (4, -1))
-        site.record.add_step(t, whole, derivatives, arriving, factors, kept)
-    return dc * f
+
+    def __init__(self, before_c: Tensor, gates: Tensor, tanh_c: Tensor):
+        i, self._f, g, o = gates.chunk(4, 1)
+        activations = gates.unflatten(1, (4, -1))
+        self._derivatives = activations * (1 - activations)
+        torch.sub(1, g * g, out=self._derivatives[:, 2])
+        self._factors = torch.stack((g, before_c, i, tanh_c), 1)
+        self._c_by_h = o * (1 - tanh_c * tanh_c)
+
+    def step(self, t: int, frames: slice, dh: Tensor, dc_next: Tensor, carried: Tensor, dnet: Tensor, site: Site) -> Tensor:
+        """Write `dnet` (n, 4 hidden) of step t, thresholded, and the one that is `carried` back; returns dc f, for c_{t-1}.
+
+        dc = dh o (1 - tanh(c)^2) + dc_{t+1} f_{t+1} (the paper prints c_{t+1} for dc_{t+1}).
+        """
+        factors, derivatives = self._factors[frames], self._derivatives[frames]
+        dc, whole = torch.addcmul(dc_next, dh, self._c_by_h[frames]), carried.unflatten(1, (4, -1))
+        torch.mul(dc[:, None], factors[:, :3], out=whole[:, :3])
+        torch.mul(dh, factors[:, 3], out=whole[:, 3])
+        whole *= derivatives
+        if site.weights_only:
+            dnet.copy_(carried)
+        before = None if site.record is None else whole.clone()
+        site.apply(dnet)
+        if before is not None:
+            arriving = torch.stack((dc, dc, dc, dh), 1)
+            site.record.add_step(t, before, derivatives, arriving, factors, dnet.unflatten(1, (4, -1)))
+        return dc * self._f[frames]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from repro.errors import one_of
 from repro.gradients import compiled
-from repro.gradients.lstm import ThresholdedLSTM, _Layer, _step_gradients
+from repro.gradients.lstm import Forming, ThresholdedLSTM, _Layer
 from repro.gradients.once import once
 
 
@@ -97,10 +97,9 @@ def _layer(means: str) -> type[torch.autograd.Function]:
 
 
 def _torch_steps(product, d_out, d_h, d_c, w_hh, before_c, gates, tanh_c, course, site):
-    dnet = torch.empty_like(gates)
+    forming, dnet = Forming(before_c, gates, tanh_c), torch.empty_like(gates)
     for t, frames in reversed(course.steps()):
-        step = (d_h + d_out[frames], d_c, gates[frames], before_c[frames], tanh_c[frames], dnet[frames], dnet[frames])
-        d_c = _step_gradients(*step, t, site)
+        d_c = forming.step(t, frames, d_h + d_out[frames], d_c, dnet[frames], dnet[frames], site)
         d_h = product(dnet[frames], w_hh, [slice(0, len(d_h))])
     return dnet, d_h, d_c
 

@@ -45,7 +45,10 @@ class Rule:
         """Set entries of dnet to zero, in place; returns dnet. NaN and infinity stay: divergence is not to be hidden."""
         t = self.threshold(dnet, site)
         alive = int(dnet.count_nonzero()) if self.feedback else 0
-        dnet.masked_fill_((dnet if self.signed else dnet.abs()) <= t, 0.0)
+        if self.signed or isinstance(t, Tensor):
+            dnet.masked_fill_((dnet if self.signed else dnet.abs()) <= t, 0.0)
+        else:
+            torch.hardshrink(dnet, t, out=dnet)  # the same in one operation
         if self.feedback:
             self.observe(site, int(dnet.count_nonzero()), alive, dnet.numel())
         return dnet
