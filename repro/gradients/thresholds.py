@@ -48,7 +48,7 @@ class Rule:
         if self.signed or isinstance(t, Tensor):
             dnet.masked_fill_((dnet if self.signed else dnet.abs()) <= t, 0.0)
         else:
-            torch.hardshrink(dnet, t, out=dnet)  # the same in one operation
+            dnet.copy_(torch.hardshrink(dnet, t))  # the same, in less time
         if self.feedback:
             self.observe(site, int(dnet.count_nonzero()), alive, dnet.numel())
         return dnet
