@@ -18,7 +18,7 @@ from repro.errors import ReproError
 from repro.gradients import Static, ThresholdedLSTM, record
 from repro.gradients.peers import LibraryLSTM
 from repro.gradients.timing import DrawnColumns, Step, interleaved
-from repro.studies import speeds
+from repro.studies import STUDIES, speeds
 from repro.studies.base import Results
 from repro.studies.gates import CharacterTrial
 from repro.studies.speeds import NO_GPU, SpeedTrial, TrainedSpeedTrial
@@ -260,6 +260,18 @@ def test_each_processor_has_its_speedups():
     assert list(table["speed-up"]) == pytest.approx([2, 3])
     assert list(table["over nn.LSTM"]) == pytest.approx([2.5, 4.5])
     assert title not in speed.steps(dataclasses.replace(results, timings={trial.key(): two[:1]}))
+
+
+def test_a_claim_names_the_machine_of_its_own_timings():
+    """650 cells were timed by one processor, 1500 by another."""
+    results = made_results({650: (2.0, 2.5), 1500: (3.0, 1.5)})
+    where = [{"cpu": "abacus", "threads": 2}, {"cpu": "slide rule", "threads": 1}]
+    for timed, provenance in zip(results.records.values(), where, strict=True):
+        timed.provenance.update(provenance)
+    results = dataclasses.replace(results, arms=speed_arms(PROFILES["paper"]) | results.arms)
+    sources = {verdict.claim.quantity: verdict.source for verdict in STUDIES["zhu2017"].verdicts("speed", results)}
+    assert sources["speedup_80_650"] == "abacus, 2 threads"
+    assert sources["speedup_80_1500"] == "slide rule, 1 threads"
 
 
 def test_the_dense_step_is_judged_at_its_worst_width():

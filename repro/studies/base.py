@@ -87,6 +87,19 @@ class Results:
         return rows
 
 
+@dataclass(frozen=True)
+class _Reading(Results):
+    """Results that keep in `seen` what was read: a claim names the machines of its own records, not all of its exhibit's."""
+
+    seen: dict[str, Record] = field(default_factory=dict)
+
+    def record(self, arm: str, replicate: int) -> Record | None:
+        found = super().record(arm, replicate)
+        if found is not None:
+            self.seen[self.arms[arm][replicate].key()] = found
+        return found
+
+
 Quantity = Callable[[Results], Any]
 
 
@@ -154,8 +167,11 @@ class Study:
         found = []
         for claim in self.claims():
             if claim.exhibit == exhibit:
-                values = None if claim.kind == "untestable" else self._values(claim, results)
-                source = results.machine() if claim.kind == "machine" else self.measured_on(exhibit, results.profile)
+                read = _Reading(results.profile, results.arms, results.records)
+                values = None if claim.kind == "untestable" else self._values(claim, read)
+                source = self.measured_on(exhibit, results.profile)
+                if claim.kind == "machine":
+                    source = dataclasses.replace(results, records=read.seen or results.records).machine()
                 found.append(decide(claim, values, source))
         return found
 
