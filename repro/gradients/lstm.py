@@ -129,8 +129,8 @@ def _backward(d_out, d_h, d_c, w_hh, before_c, gates, tanh_c, course: Course, si
 
 
 class Forming:
-    """dnet of each step, in torch. What does not depend on the step after it is worked out for all frames at once: most of a
-    step's time, on a GPU and of narrow layers, goes by the number of its operations.
+    """dnet of each step, in torch. What does not depend on the step after it is worked out for all frames at once: a narrow
+    layer's step takes as long as its operations are many.
 
     before_c, tanh_c (total, hidden); gates (total, 4 hidden).
     """
