@@ -182,9 +182,9 @@ def _by_processor(results: Results) -> Tables:
     rows = []
     for arm in _of_steps(results):
         made = [record for trial in results.arms[arm] for record in results.timings.get(trial.key(), ())]
-        for machine in dict.fromkeys(record.provenance["cpu"] for record in made):
-            records = [record for record in made if record.provenance["cpu"] == machine]
-            commits = dict.fromkeys(record.provenance["commit"][:7] for record in records)
+        for machine in dict.fromkeys(record.provenance.get("cpu") for record in made):
+            records = [record for record in made if record.provenance.get("cpu") == machine]
+            commits = dict.fromkeys((record.provenance.get("commit") or "none")[:7] for record in records)
             for share in results.profile.speed.compared:
                 speedup, low, high = interval([speedup_of(record, SCATTERED, share) for record in records])
                 over_nn = np.mean([speedup_of(record, SCATTERED, share) / speedup_of(record, NN, 0.0) for record in records])
