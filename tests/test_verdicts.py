@@ -56,7 +56,7 @@ def test_other_data_never_holds_outright(kind):
     """However well the numbers agree, other data or another machine makes a trend at best, and the reason names which."""
     decided = decide(claim(kind), [9.9, 10, 10.1])
     assert decided.verdict == TREND
-    assert {"substituted": "other data", "machine": "another machine"}[kind] in decided.reason
+    assert {"substituted": "data other than the paper's", "machine": "another machine"}[kind] in decided.reason
 
 
 def test_own_data_may_hold_but_another_machine_may_not():
@@ -80,9 +80,10 @@ def test_diverged_seeds_are_counted_and_never_help():
     assert decide(claim(), [nan, nan, nan]).verdict == UNDECIDED
 
 
-def test_no_number_in_the_paper_is_said():
-    """Where the paper gives only a direction, the reason claims no agreement with a number."""
-    assert "gives no number" in decide(claim(holds=(0.0, math.inf)), [8, 9, 10]).reason
+def test_a_narrower_range_is_named_where_there_is_one():
+    """Where the paper gives only a direction, the reason speaks of no other range."""
+    assert "which holding takes" not in decide(claim(holds=(0.0, math.inf)), [8, 9, 10]).reason
+    assert "none of it between 8 and 12, which holding takes" in decide(claim(holds=(8.0, 12.0)), [1, 2, 3]).reason
 
 
 def test_without_records_or_test():

@@ -297,6 +297,64 @@ def test_the_largest_harmless_threshold_is_chosen_by_the_mean():
     assert q.largest_harmless_threshold(Results(PROFILES["paper"], chosen, records)) == "t = 1e-7, NT"
 
 
+def test_what_larger_arms_lack_cannot_be_called_harmful():
+    """The largest harmless t is not known before all larger ones have records; of smaller ones none are needed."""
+    arms = training_arms(PROFILES["paper"])
+    chosen = {static_name(t): arms[static_name(t)] for t in (0, 1e-8, 1e-7, 1e-6, 1e-5)}
+
+    def found(losses):
+        records = {}
+        for t, loss in losses.items():
+            trial = chosen[static_name(t)][0]
+            records[trial.key()] = record(trial, {"validation_loss": loss})
+        return q.largest_harmless_threshold(Results(PROFILES["paper"], chosen, records))
+
+    assert found({0: 1, 1e-5: 1.5, 1e-6: 1.0}) == "t = 1e-6, NT"
+    assert found({0: 1, 1e-6: 1.0}) is None
+    assert found({0: 1, 1e-5: 1.5, 1e-6: 1.5, 1e-7: 1.5, 1e-8: 1.5}) == "t = 0, NT"
+
+
+def test_decades_count_from_the_smallest_threshold_where_it_is_beyond():
+    """45 % lie between two thresholds, or below all of them; then the decades are counted from the first."""
+
+    def decades(zeros):
+        single = {
+            "training": [0.5] * 4,
+            "rule": ["static"] * 4,
+            "t": [0, 1e-10, 1e-8, 1e-6],
+            "entries": [100] * 4,
+            "zeros": zeros,
+            "cosine": [1] * 4,
+        }
+        (trial, *_) = trials = training_arms(PROFILES["paper"])["t = 0, NT"]
+        results = Results(PROFILES["paper"], {"t = 0, NT": trials}, {trial.key(): record(trial, curves={"single": single})})
+        return STUDY.quantities["decades_from_45_to_80_percent"](results)[0]
+
+    assert decades([10, 40, 50, 80]) == pytest.approx(3)
+    assert decades([10, 50, 60, 80]) == pytest.approx(4)
+
+
+def test_neither_normalisation_speaks_while_the_other_has_no_records():
+    """NT's deviation from the printed shares is not "the smaller one" before N's is known."""
+    profile = PROFILES["paper"]
+    arms = training_arms(profile)
+    printed = {t: c.paper("figure3", "one step", "zeros_percent", t).value for t in (1e-8, 1e-6)}
+    of_training = {t: c.paper("figure4", "whole training", "zeros_percent", t).value for t in (1e-7, 1e-6)}
+    records = {}
+
+    def add(normalisation, off):
+        for t in (0, 1e-7, 1e-6):
+            trial = arms[static_name(t, normalisation)][0]
+            single = {"training": [0.5] * 3, "rule": ["static"] * 3, "t": [0, *printed], "entries": [100] * 3}
+            single |= {"zeros": [10, *(value + off for value in printed.values())], "cosine": [1] * 3}
+            curves = {"zeros": zeros_curve([[(of_training.get(t, 20) + off) / 100]], [0]), "single": single}
+            records[trial.key()] = record(trial, curves=curves)
+        return STUDY.quantities["printed_zeros_largest_deviation"](Results(profile, arms, records))
+
+    assert all(map(math.isnan, add("NT", 7)))
+    assert add("N", 4)[0] == pytest.approx(4)
+
+
 def test_paired_quantities_leave_out_missing_seeds_and_keep_diverged_ones():
     arms = mac_arms(PROFILES["paper"])
     base = training_arms(PROFILES["paper"])["t = 0, NT"]

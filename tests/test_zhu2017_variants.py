@@ -12,8 +12,9 @@ from repro.report.verdicts import load_claims
 from repro.studies.base import Results
 from repro.studies.gates import ONE_STEP, QUANTILE, SNAPSHOTS, CharacterTrial
 from repro.studies.zhu2017 import recipe, sensitivity, variants
+from repro.studies.zhu2017.comparisons import of_extreme
 from repro.studies.zhu2017.profiles import PROFILES, dynamic_arms, static_name
-from repro.studies.zhu2017.variations import DENSE, HELD, PAPERS, of_extreme
+from repro.studies.zhu2017.variations import DENSE, HELD, PAPERS
 
 MODULES = (sensitivity, recipe, variants)
 EXHIBITS = {exhibit.name: exhibit for module in MODULES for exhibit in module.EXHIBITS}
@@ -266,13 +267,14 @@ def test_variants_by_hand():
         losses = {variants.DENSE: 2.0, variants.EVERYWHERE: 2.1, variants.WEIGHTS: 2.0, variants.PAPERS: 3.0}
         losses |= {variants.ROUNDED: 4.0, variants.ROUNDED_PAPERS: 5.0}
         share = 0.8 + 0.03 * (trial.precision != "float32")
-        return {"validation_loss": losses[arm]}, zeros(share) | {"variants": curve}
+        single = {"training": [0.5], "rule": ["static"], "t": [0], "entries": [100], "zeros": [4], "cosine": [1]}
+        return {"validation_loss": losses[arm]}, zeros(share) | {"variants": curve, "single": single}
 
     dw, halves = (of(name, profile, made) for name in ("onlydw", "precision"))
     assert QUANTITIES["relative_loss_everywhere_to_only_dw"](dw) == pytest.approx(np.full(3, 5.0))
     assert QUANTITIES["cosine_only_dw_minus_everywhere"](dw) == pytest.approx([0.05, 0.06, 0.07])
-    assert QUANTITIES["zeros_percent_step_bfloat16"](halves) == pytest.approx(np.full(3, 10.0))
-    assert QUANTITIES["zeros_percent_step_float16"](halves) == pytest.approx(np.full(3, 60.0))
+    assert QUANTITIES["zeros_points_step_bfloat16"](halves) == pytest.approx(np.full(3, 10.0 - 4.0))
+    assert QUANTITIES["zeros_points_step_float16"](halves) == pytest.approx(np.full(3, 60.0 - 4.0))
     assert QUANTITIES["zeros_difference_bfloat16"](halves) == pytest.approx(np.full(3, 3.0))
     assert QUANTITIES["relative_validation_loss_bfloat16"](halves) == pytest.approx(np.full(3, 25.0))
 

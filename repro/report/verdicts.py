@@ -1,4 +1,7 @@
-"""Claims, the rules that decide them (written before any run, in `data/papers/<study>.toml`), and their verdicts."""
+"""Claims, the rules that decide them, and their verdicts.
+
+The rules stand in `data/papers/<study>.toml`, written before any run where they do not say otherwise.
+"""
 
 import math
 import tomllib
@@ -193,14 +196,15 @@ def _decide_measured(claim: Claim, values: np.ndarray, source: str, papers_own_d
     if in_paper and papers_own_data and claim.kind == "substituted":
         return verdict(HOLDS, f"The interval lies {span(claim.holds)}, on the paper's own data")
     if claim.holds == claim.trend:
-        number = "the paper gives no number"
+        narrower = ""
     elif in_paper:
-        number = f"also {span(claim.holds)}, around the paper's number"
+        narrower = f"; also {span(claim.holds)}, which holding takes"
     else:
         missed = high < claim.holds[0] or low > claim.holds[1]
-        number = f"{'none' if missed else 'not all'} of it {span(claim.holds)}, around the paper's number"
-    other = "another machine" if claim.kind == "machine" else "the paper's own data" if papers_own_data else "other data"
-    return verdict(TREND, f"The interval lies {span(claim.trend)}; {number}; {other}")
+        narrower = f"; {'none' if missed else 'not all'} of it {span(claim.holds)}, which holding takes"
+    other = "the paper's own data" if papers_own_data else "data other than the paper's"
+    other = "another machine" if claim.kind == "machine" else other
+    return verdict(TREND, f"The interval lies {span(claim.trend)}{narrower}; {other}")
 
 
 def span(bounds: Range) -> str:

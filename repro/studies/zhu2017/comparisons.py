@@ -94,10 +94,26 @@ def mean_or_nan(values: np.ndarray) -> float:
     return float(found.mean()) if len(found) else math.nan
 
 
-def largest(arms: dict[str, float], accepts: Callable[[str], bool], otherwise: str) -> str:
-    """Of arms with the value that orders them, the one of largest value that is accepted."""
-    accepted = [arm for arm in arms if accepts(arm)]
-    return max(accepted, key=arms.get, default=otherwise)
+def largest(arms: dict[str, float], of_arm: Callable[[str], np.ndarray], accepts: Callable[[float], bool], otherwise: str):
+    """Of arms with the value that orders them, the one of largest value where `accepts` takes the mean of `of_arm` by seed.
+
+    None where an arm above it has no records: it might be that one.
+    """
+    for arm in sorted(arms, key=arms.get, reverse=True):
+        mean = mean_or_nan(of_arm(arm))
+        if math.isnan(mean):
+            return None
+        if accepts(mean):
+            return arm
+    return otherwise
+
+
+def of_extreme(found: list[np.ndarray], order: Callable[[float], float]) -> np.ndarray:
+    """Of the values by seed of several arms those whose mean has the largest `order`; NaN while an arm has none."""
+    means = [mean_or_nan(values) for values in found]
+    if any(map(math.isnan, means)):
+        return np.full(len(found[0]), math.nan)
+    return found[max(range(len(found)), key=lambda i: order(means[i]))]
 
 
 # -------------------------------------------------------------------------------------------------------- one step

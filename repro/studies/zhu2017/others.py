@@ -14,10 +14,9 @@ from repro.studies.base import Arms, Exhibit, Quantity, Results
 from repro.studies.comparing import beside, interval
 from repro.studies.texts import MultitaskTrial, TextTrial, TransformerTrial
 from repro.studies.zhu2017 import comparisons as c
-from repro.studies.zhu2017.comparisons import per_seed, relative_loss
+from repro.studies.zhu2017.comparisons import of_extreme, per_seed, relative_loss
 from repro.studies.zhu2017.profiles import DENSE, Profile, arm, corpus_note, held_name
 from repro.studies.zhu2017.tasks import attention_arms
-from repro.studies.zhu2017.variations import of_extreme
 
 HELD = held_name(0.8)
 INNER = f"inner layers {HELD}"  # of the Transformer: those that do not add to the stream its blocks share

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -79,7 +80,14 @@ def decades_of_the_cliff(results: Results):
 
 
 def decades_from_45_to_80_percent(results: Results):
-    return per_seed(results, DENSE, lambda record: c.log_threshold_for(record, 80) - c.log_threshold_for(record, 45))
+    """From the smallest t on where it makes 45 % zero already: then they are more."""
+
+    def decades(record: Record) -> float:
+        t, zeros, _ = c.one_step(record)
+        start = math.log10(t[1]) if zeros[1] >= 45 else c.log_threshold_for(record, 45)
+        return c.log_threshold_for(record, 80) - start
+
+    return per_seed(results, DENSE, decades)
 
 
 def printed_rule(record: Record) -> tuple[float, float]:
@@ -114,7 +122,7 @@ def printed_zeros_largest_deviation(results: Results):
             for t in (1e-7, 1e-6)
         ]
         found.append(np.abs(deviations).max(0))
-    return min(found, key=lambda values: (math.isnan(c.mean_or_nan(values)), c.mean_or_nan(values)))
+    return c.of_extreme(found, lambda mean: -mean)
 
 
 def zeros_percent_smallest_layer_1e_6(results: Results):
@@ -130,31 +138,31 @@ def zeros_percent_smallest_tenth_1e_6(results: Results):
 STATIC = {static_name(t): t for t in THRESHOLDS[NT] if t}
 
 
-def _harmless(results: Results, arm: str) -> bool:
-    return c.mean_or_nan(relative_loss(results, arm, DENSE)) <= HARMLESS_PERCENT
+def _harmless(results: Results, arms: dict[str, float]) -> str | None:
+    return c.largest(arms, lambda arm: relative_loss(results, arm, DENSE), lambda mean: mean <= HARMLESS_PERCENT, DENSE)
 
 
-def largest_harmless_threshold(results: Results) -> str:
-    """The arm of the largest harmless t under NT, the dense one if none is harmless."""
-    return c.largest(STATIC, lambda arm: _harmless(results, arm), DENSE)
+def largest_harmless_threshold(results: Results) -> str | None:
+    """The arm of the largest harmless t under NT, the dense one if none is harmless; None while a larger one has no records."""
+    return _harmless(results, STATIC)
 
 
-def largest_harmless_sparsity(results: Results) -> str:
-    """The arm of the largest wanted sparsity that is harmless under NT, the dense one if none is."""
-    return c.largest({held_name(s): s for s in HELD[NT]}, lambda arm: _harmless(results, arm), DENSE)
+def largest_harmless_sparsity(results: Results) -> str | None:
+    """The same of the wanted sparsities."""
+    return _harmless(results, {held_name(s): s for s in HELD[NT]})
 
 
-def chosen_by_cosine(results: Results) -> str:
+def chosen_by_cosine(results: Results) -> str | None:
     """The arm of the largest t whose single step is close to the dense one."""
+    return c.largest(STATIC, lambda arm: _of_step(STATIC[arm], 1)(results), lambda mean: mean >= CLOSE_TO_1, DENSE)
 
-    def accepts(arm: str) -> bool:
-        return c.mean_or_nan(_of_step(STATIC[arm], 1)(results)) >= CLOSE_TO_1
 
-    return c.largest(STATIC, accepts, DENSE)
+def _of_chosen(arm: str | None, function: Callable[[str], np.ndarray]) -> np.ndarray:
+    return np.full(1, math.nan) if arm is None else function(arm)
 
 
 def zeros_percent_largest_harmless_threshold(results: Results):
-    return per_seed(results, largest_harmless_threshold(results), c.training_zeros)
+    return _of_chosen(largest_harmless_threshold(results), lambda arm: per_seed(results, arm, c.training_zeros))
 
 
 def _relative(t: float, normalisation: str = NT, metric: str = "validation_loss") -> Quantity:
@@ -189,7 +197,7 @@ def validation_loss_second_half_1e_5(results: Results):
 
 
 def relative_validation_loss_chosen_by_cosine(results: Results):
-    return relative_loss(results, chosen_by_cosine(results), DENSE)
+    return _of_chosen(chosen_by_cosine(results), lambda arm: relative_loss(results, arm, DENSE))
 
 
 def validation_loss_seed_deviation_percent(results: Results):
@@ -208,6 +216,10 @@ def redundant_share(record: Record, outer: tuple[str, ...] = ()) -> float:
 
 def _redundant(arm: str, outer: tuple[str, ...] = ()) -> Quantity:
     return lambda results: per_seed(results, arm, lambda record: 100 * redundant_share(record, outer))
+
+
+def redundant_macs_percent_harmless(results: Results):
+    return _of_chosen(largest_harmless_threshold(results), lambda arm: _redundant(arm)(results))
 
 
 def simulated_speedup(record: Record) -> float:
@@ -250,6 +262,16 @@ def zeros_growth_points(results: Results):
     )
 
 
+def percent_of(record: Record, part: tuple[str, float], whole: tuple[str, float]) -> float:
+    """Of two counts of curve "causes", each at a share of training; NaN of none."""
+    count = cause(record, *whole)
+    return 100 * cause(record, *part) / count if count else math.nan
+
+
+def full_percent_of_dead_cells(results: Results):
+    return per_seed(results, DENSE, lambda record: percent_of(record, ("dead_full_cells", HALF), ("dead_cells", HALF)))
+
+
 def _of_zeros(name: str) -> Quantity:
     return lambda results: per_seed(results, DENSE, lambda record: c.zeros_by_cause(record)[name])
 
@@ -287,8 +309,9 @@ def _between_normalisations(first: str, second: str) -> Quantity:
 
 
 def held_minus_static_harmless_zeros(results: Results):
-    held, static = (find(results) for find in (largest_harmless_sparsity, largest_harmless_threshold))
-    return per_seed(results, held, c.training_zeros) - per_seed(results, static, c.training_zeros)
+    chosen = (largest_harmless_sparsity(results), largest_harmless_threshold(results))
+    held, static = (_of_chosen(arm, lambda arm: per_seed(results, arm, c.training_zeros)) for arm in chosen)
+    return held - static
 
 
 def _exact(name: str) -> Quantity:
@@ -319,11 +342,13 @@ QUANTITIES: dict[str, Quantity] = (
             validation_loss_second_half_1e_5,
             relative_validation_loss_chosen_by_cosine,
             validation_loss_seed_deviation_percent,
+            redundant_macs_percent_harmless,
             simulated_over_ideal_speedup,
             whole_columns_over_zeros,
             removed_by_gate_derivative_percent,
             variance_share_derivative_minus_arriving,
             zeros_growth_points,
+            full_percent_of_dead_cells,
             held_zeros_deviation,
             held_zeros_deviation_tenths,
             static_zeros_deviation_tenths,

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from repro.report import plots
 from repro.studies.base import Arms, Exhibit, Quantity, Results
 from repro.studies.comparing import beside
-from repro.studies.zhu2017.comparisons import paper, per_seed
+from repro.studies.zhu2017.comparisons import of_extreme, paper, per_seed
 from repro.studies.zhu2017.profiles import NT, N, Profile, arm, corpus_note
 from repro.studies.zhu2017.variations import (
     BRIEF,
@@ -23,7 +23,6 @@ from repro.studies.zhu2017.variations import (
     cost,
     cost_axis,
     dense_loss,
-    of_extreme,
     spread,
     zeros,
 )

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import math
-
 import pandas as pd
 
-from repro.engine import Record
 from repro.report.published import Published
 from repro.studies.base import Results
 from repro.studies.comparing import beside
@@ -138,7 +135,7 @@ def losses(results: Results) -> Tables:
     printed = (paper("macs", "sparsified", "zeros_percent_low"), None)
     names = ("largest t within 1 % of validation loss", "largest t with a cosine of 0.95 in one step")
     best = [
-        (f"{name}: {arm}", quantity, published, values)
+        (f"{name}: {arm or 'not yet known'}", quantity, published, values)
         for name, (arm, quantity, values), published in zip(names, chosen, printed, strict=True)
     ]
     return {"Losses at the end of training": beside(rows), "The threshold one would choose": beside(best)}
@@ -158,7 +155,7 @@ def causes(results: Results) -> Tables:
             ("dead_full_cells", "dead_cells", "tanh(c) is 1 or -1, % of those whose dc is 0"),
         ):
             counts = ((name, share), (of, share))
-            cells.append((at, what, None, per_seed(results, DENSE, lambda record, n=counts: _percent(record, *n))))
+            cells.append((at, what, None, per_seed(results, DENSE, lambda record, n=counts: q.percent_of(record, *n))))
         for name, what in (("derivative_share", "gate's derivative"), ("arriving_share", "arriving gradient")):
             values = per_seed(results, DENSE, lambda record, n=name, s=share: q.cause(record, n, s))
             shares.append((f"{what}, {at}", "share of the variance of log |dnet|", None, values))
@@ -171,12 +168,6 @@ def causes(results: Results) -> Tables:
         "Cells that pass nothing on": beside(cells),
         "What makes entries small": beside(shares),
     }
-
-
-def _percent(record: Record, part: tuple[str, float], whole: tuple[str, float]) -> float:
-    """Of two counts of curve "causes", each at a share of training; NaN of none."""
-    count = q.cause(record, *whole)
-    return 100 * q.cause(record, *part) / count if count else math.nan
 
 
 _CAUSES = {

@@ -81,8 +81,11 @@ def cosine_only_dw_minus_everywhere(results: Results):
     return per_seed(results, DENSE, difference)
 
 
-def _of_format(name: str) -> Quantity:
-    return lambda results: per_seed(results, DENSE, lambda record: zeros_of_format(record, name))
+def _by_format(name: str) -> Quantity:
+    def more(record: Record) -> float:
+        return zeros_of_format(record, name) - zeros_of_format(record, "float32")
+
+    return lambda results: per_seed(results, DENSE, more)
 
 
 def zeros_difference_bfloat16(results: Results):
@@ -244,4 +247,4 @@ QUANTITIES: dict[str, Quantity] = {
         zeros_difference_bfloat16,
         relative_validation_loss_bfloat16,
     )
-} | {f"zeros_percent_step_{name}": _of_format(name) for name in ("bfloat16", "float16")}
+} | {f"zeros_points_step_{name}": _by_format(name) for name in ("bfloat16", "float16")}

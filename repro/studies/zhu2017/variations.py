@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import numpy as np
 from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
@@ -31,14 +30,6 @@ def cost(results: Results, setting: str, rule: str = PAPERS) -> np.ndarray:
 def dense_loss(results: Results, setting: str) -> np.ndarray:
     """Validation loss at t = 0, nats a symbol, by seed."""
     return results.metric(f"{setting}, {DENSE}", "validation_loss")
-
-
-def of_extreme(found: list[np.ndarray], order: Callable[[float], float]) -> np.ndarray:
-    """Of the values by seed of several settings those whose mean has the largest `order`; NaN while a setting has none."""
-    means = [c.mean_or_nan(values) for values in found]
-    if any(map(math.isnan, means)):
-        return np.full(len(found[0]), math.nan)
-    return found[max(range(len(found)), key=lambda i: order(means[i]))]
 
 
 def spread(found: list[np.ndarray]) -> np.ndarray:
