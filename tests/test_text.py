@@ -13,6 +13,7 @@ from repro.datasets import madepairs, registry, text
 from repro.datasets.text import contiguous_batches, load_characters, load_words, sentence_corpus, text_identity
 from repro.datasets.vocabulary import Vocabulary, by_frequency
 from repro.errors import ReproError
+from repro.studies.zhu2017.profiles import GUESSING
 
 FILES = {
     "ptb.train.txt": " the cat sat \n the dog sat on the <unk> \n",
@@ -180,6 +181,18 @@ def test_real_penn_treebank_has_the_published_counts(cache):
     assert (len(by_word.vocabulary), len(by_character.vocabulary)) == (10_000, 50)
     assert " ".join(by_word.vocabulary.decode(by_word.splits["test"][:8])) == "no it was n't black monday <eos> but"
     assert text_identity("ptb", cache)["content"] == registry.content(cache / "ptb")
+
+
+@pytest.mark.parametrize("corpus", GUESSING)
+def test_the_loss_of_guessing_by_frequency(corpus, cache):
+    """What a training is held against that may have learned nothing: shares of the training split, on the validation split."""
+    made = corpus.startswith("made")
+    if not made:
+        reachable(corpus)
+    found = load_characters(corpus, size="laptop") if made else load_characters(corpus, cache)
+    counts = np.bincount(found.splits["train"], minlength=len(found.vocabulary))
+    shares = np.maximum(counts, 1) / counts.sum()
+    assert -np.log(shares[found.splits["validation"]]).mean() == pytest.approx(GUESSING[corpus], abs=6e-4)
 
 
 def test_real_tiny_shakespeare_has_its_65_characters(cache):

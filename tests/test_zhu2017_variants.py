@@ -13,8 +13,8 @@ from repro.studies.base import Results
 from repro.studies.gates import ONE_STEP, QUANTILE, SNAPSHOTS, CharacterTrial
 from repro.studies.zhu2017 import recipe, sensitivity, variants
 from repro.studies.zhu2017.comparisons import of_extreme
-from repro.studies.zhu2017.profiles import PROFILES, dynamic_arms, static_name
-from repro.studies.zhu2017.variations import DENSE, HELD, PAPERS
+from repro.studies.zhu2017.profiles import GUESSING, PROFILES, dynamic_arms, static_name
+from repro.studies.zhu2017.variations import DENSE, HELD, PAPERS, not_learned
 
 MODULES = (sensitivity, recipe, variants)
 EXHIBITS = {exhibit.name: exhibit for module in MODULES for exhibit in module.EXHIBITS}
@@ -226,6 +226,20 @@ def test_one_missing_setting_leaves_the_claims_over_all_undecided():
     for name in ("smallest_zeros_1e_6", "largest_relative_loss_1e_6", "zeros_range_layers"):
         assert np.isnan(QUANTITIES[f"sensitivity_{name}"](results)).all(), name
     assert QUANTITIES["sensitivity_zeros_range_cells"](results) == pytest.approx(np.zeros(5))
+
+
+def test_settings_that_have_learned_nothing_are_named():
+    """A dense loss within 1 % of guessing each symbol by its frequency, of the setting's own text."""
+    profile = PROFILES["paper"]
+
+    def made(arm, trial):
+        nothing = trial.layers == 9 or trial.hidden == 512
+        return {"validation_loss": GUESSING[trial.corpus] * (0.995 if nothing else 0.985)}, zeros(0.9)
+
+    words = not_learned(of("sensitivity", profile, made), ("9 layers", "3 layers", "512 cells", "Penn Treebank"))
+    assert words == "\nno better than guessing by frequency, even at t = 0: 9 layers; 512 cells"
+    assert not_learned(of("sensitivity", profile, made), ("3 layers",)) == ""
+    assert not_learned(of("sensitivity", profile, lambda arm, trial: None), ("3 layers",)) == ""
 
 
 def test_recipe_by_hand():

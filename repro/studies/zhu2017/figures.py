@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, StrMethodFormatter
+from matplotlib.ticker import FixedLocator, MaxNLocator, StrMethodFormatter
 
 from repro.report import plots
 from repro.report.statistics import bootstrap_band
@@ -15,8 +15,8 @@ from repro.studies.zhu2017 import arithmetic as a
 from repro.studies.zhu2017 import comparisons as c
 from repro.studies.zhu2017 import quantities as q
 from repro.studies.zhu2017.comparisons import paper, per_seed
-from repro.studies.zhu2017.profiles import DENSE, NT, THRESHOLDS, TIMED, N, corpus_note, held_name, short, static_name
-from repro.studies.zhu2017.speed import measured_speedup
+from repro.studies.zhu2017.profiles import DENSE, GUESSING, NT, THRESHOLDS, TIMED, N, corpus_note, held_name, short, static_name
+from repro.studies.zhu2017.speed import machine_of, measured_speedup
 
 BLUE, RED, GREEN, PINK, ORANGE, SKY = plots.PALETTE
 
@@ -59,7 +59,7 @@ def paper_arithmetic(results: Results) -> Figure:
 
 def activations(results: Results) -> Figure:
     """Figure 2: histograms of the gates at three snapshots, mean over replicates."""
-    figure, axes = plots.new_figure(2, 2, size=(9, 6.4))
+    figure, axes = plots.new_figure(2, 2, size=(9, 6.4), sharey=True)
     looks = {SNAPSHOTS[0]: (RED, "-"), SNAPSHOTS[1]: (GREEN, "--"), SNAPSHOTS[3]: (SKY, None)}
     for ax, (gate, name) in zip(axes.flat, c.GATES.items(), strict=True):
         for training, (colour, style) in reversed(looks.items()):
@@ -72,8 +72,11 @@ def activations(results: Results) -> Figure:
                 ax.stairs(np.mean(shares, axis=0), edges, fill=True, color=colour, label=label)
             else:
                 ax.stairs(np.mean(shares, axis=0), edges, color=colour, linestyle=style, linewidth=1.6, label=label)
-        ax.set(xlabel=f"activation of the {name}", ylabel="share of activations, % (log scale)")
-        plots.plain_log(ax, "y")
+        ax.set(xlabel=f"activation of the {name}", yscale="log", ylim=(0.02, 100))
+        ax.xaxis.set_major_locator(MaxNLocator(5))
+    for ax in axes[:, 0]:
+        ax.set_ylabel("share of activations, % (log scale)")
+    plots.plain_log(axes[0, 0], "y")
     plots.ours_and_paper_legend(axes.flat[0])
     plots.note(figure, f"t = 0, NT, all layers, mean over replicates; {corpus_note(results.profile)}")
     return figure
@@ -99,6 +102,7 @@ def one_step(results: Results) -> Figure:
         published = [paper("figure3", "one step", metric, t) for t in thresholds]
         plots.paper(ax, [t or AT_ZERO for t in thresholds], [p.value for p in published], published[0].known)
         _threshold_axis(ax)
+    right.annotate("\u201cclose to 1\u201d", (1e-6, 1), xytext=(0, 5), textcoords="offset points", ha="center", fontsize=8)
     left.set(ylabel="zeros of dnet, %", title="Zeros of one step", ylim=(0, 102))
     right.set(ylabel="cosine of dW with the dense one", title="What is left of the gradient's direction")
     plots.ours_and_paper_legend(left, columns=4)
@@ -129,12 +133,13 @@ def zeros_over_training(results: Results) -> Figure:
     for ax in axes[1]:
         ax.set_xlabel("training, %")
     plots.ours_and_paper_legend(axes[0][0], columns=6)
-    plots.note(figure, f"1: nearest the input; N: loss summed over time; {corpus_note(results.profile)}")
+    words = f"1: nearest the input; N: loss summed over time; {corpus_note(results.profile)}"
+    plots.note(figure, words + _without_records(results))
     return figure
 
 
 def losses(results: Results) -> Figure:
-    """Figure 5: validation loss over the training."""
+    """Figure 5: validation loss over the training, a line a seed: some learn under a threshold that keeps others from it."""
     figure, axes = plots.new_figure(1, 2, size=(10, 4.4), sharey=True)
     for ax, (normalisation, title) in zip(axes, NORMALISATIONS.items(), strict=True):
         for t in THRESHOLDS[normalisation]:
@@ -142,14 +147,23 @@ def losses(results: Results) -> Figure:
             if results.has(arm):
                 found = results.curve(arm, "evaluations", "validation_loss")
                 steps = results.curve(arm, "evaluations", "step")[0]
-                style = "--" if t == 0 else "-"
-                plots.band(ax, steps, *bootstrap_band(found), f"t = {short(t)}", color=T_COLOURS[t], linestyle=style)
+                look = {"color": T_COLOURS[t], "linestyle": "--" if t == 0 else "-", "linewidth": 1.1}
+                label = f"t = {short(t)}, {len(found)} {'seed' if len(found) == 1 else 'seeds'}"
+                ax.plot(steps, found.T, label=label, zorder=3 if t == 0 else 2, **look)
         plots.say_if_empty(ax)
+        ax.axhline(GUESSING[results.profile.corpus], color="black", linestyle=":", linewidth=1, label="guessing by frequency")
         ax.set(xlabel="updates", title=title[0].upper() + title[1:])
+        plots.legend_below(ax, columns=3)
     axes[0].set_ylabel("validation loss, nats a symbol")
-    plots.ours_and_paper_legend(axes[0], columns=5)
-    plots.note(figure, f"95 % interval; the paper's curves could not be seen; {corpus_note(results.profile)}")
+    words = f"a line a seed; the paper's curves could not be seen; {corpus_note(results.profile)}"
+    plots.note(figure, words + _without_records(results))
     return figure
+
+
+def _without_records(results: Results) -> str:
+    """For a note: the arms that have none yet."""
+    names = [arm for arm in results.arms if not results.seeds(arm)]
+    return f"; no records yet: {', '.join(names)}" if 0 < len(names) < len(results.arms) else ""
 
 
 def causes(results: Results) -> Figure:
@@ -170,6 +184,7 @@ def causes(results: Results) -> Figure:
     printed = paper("figure4", "whole training", "zeros_percent", 0)
     left.axhline(printed.value, color=plots.PAPER, linestyle=":", label=plots.paper_label(printed.known, "paper, all layers"))
     left.set_xticks(np.arange(len(bottom)) + 1)
+    left.set_ylim(0, 1.1 * max(*bottom, 1))
     left.set(xlabel="layer (1: nearest the input)", ylabel="zeros of dnet, %", title="Zeros at t = 0, by cause")
     for name, label, colour in (
         ("derivative_share", "gate's derivative", RED),
@@ -194,6 +209,7 @@ def dynamic(results: Results) -> Figure:
     """Left: zeros by tenth of training under each rule. Right: zeros against what they cost on test data."""
     figure, (left, right) = plots.new_figure(1, 2, size=(10.5, 4.6))
     shown = {
+        static_name(1e-7): (GREEN, ":"),
         static_name(1e-6): (GREEN, "-"),
         static_name(1e-6, N): (GREEN, "--"),
         held_name(0.8): (BLUE, "-"),
@@ -209,7 +225,7 @@ def dynamic(results: Results) -> Figure:
         if results.has(arm):
             found = np.array([c.zeros_by_tenth(record) for record in results.seeds(arm)])
             plots.band(left, tenths, *bootstrap_band(found), arm, color=colour, linestyle=style)
-    left.set(xlabel="training, %", ylabel="zeros of dnet, %", title="Zeros by tenth of training")
+    left.set(xlabel="training, %", ylabel="zeros of dnet, %", title="Zeros by tenth of training", ylim=(0, 102))
     families = {"static": (GREEN, "o"), "held": (BLUE, "s"), "rms": (PINK, "D"), "rate": (ORANGE, "^"), "top": (SKY, "v")}
     names = {"static": "static t", "held": "held", "rms": "t over RMS", "rate": "t over norm / rate", "top": "top-k"}
     right.axhspan(-1, 1, color="black", alpha=0.06, linewidth=0, label="1 % either way")
@@ -222,13 +238,19 @@ def dynamic(results: Results) -> Figure:
         face = {} if trials[0].normalisation == NT else {"markerfacecolor": "none"}
         label = f"{names[trials[0].rule]}{'' if trials[0].normalisation == NT else ', N'}"
         plots.points(right, [interval(zeros)[0]], *np.array([interval(cost)]).T, label, color=colour, fmt=marker, **face)
+        right.plot(zeros, cost, ".", color=colour, markersize=4, alpha=0.7)
+        if trials[0].rule == "static":
+            place = (interval(zeros)[0], interval(cost)[0])
+            lower = {"xytext": (-5, -9) if face else (-5, 5), "textcoords": "offset points", "ha": "right", "fontsize": 8}
+            right.annotate(short(trials[0].value), place, color=colour, **lower)
     right.set_yscale("symlog", linthresh=2)
     right.yaxis.set_major_locator(FixedLocator([-10, -5, -2, -1, 0, 1, 2, 5, 10, 20, 50, 100, 200]))
     right.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    right.set(xlabel="zeros over the training, %", ylabel="test loss against t = 0, %", title="What zeros cost")
+    right.set(xlabel="zeros over the training, %", title="What zeros cost")
+    right.set_ylabel("test loss against t = 0, %\n(linear from -2 to 2, then log scale)")
     for ax in (left, right):
         plots.legend_below(ax, columns=3)
-    plots.note(figure, f"95 % interval; {corpus_note(results.profile)}")
+    plots.note(figure, f"95 % interval, a dot a seed; {corpus_note(results.profile)}")
     return figure
 
 
@@ -255,5 +277,6 @@ def macs(results: Results) -> Figure:
     plots.paper(ax, [80, 90, 100], [p.value for p in bounds], bounds[0].known)
     ax.set(xlabel="zeros of dnet, %", ylabel="speed-up of the training step", title="From zeros to speed, LSTM layers")
     plots.ours_and_paper_legend(ax, columns=2)
-    plots.note(figure, f"95 % interval; {corpus_note(results.profile)}")
+    machine = machine_of(results, [arm for arm in results.arms if arm.endswith(TIMED)])
+    plots.note(figure, f"95 % interval; {corpus_note(results.profile)}; measured: {machine}")
     return figure

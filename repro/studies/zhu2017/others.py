@@ -15,7 +15,8 @@ from repro.studies.comparing import beside, interval
 from repro.studies.texts import MultitaskTrial, TextTrial, TransformerTrial
 from repro.studies.zhu2017 import comparisons as c
 from repro.studies.zhu2017.comparisons import of_extreme, per_seed, relative_loss
-from repro.studies.zhu2017.profiles import DENSE, Profile, arm, corpus_note, held_name
+from repro.studies.zhu2017.profiles import CORPORA, DENSE, Profile, arm, held_name
+from repro.studies.zhu2017.taskfigures import translation_note
 from repro.studies.zhu2017.tasks import attention_arms
 
 HELD = held_name(0.8)
@@ -128,7 +129,8 @@ def learning(results: Results) -> Figure:
             labels.append(label)
     left.axhspan(-1, 1, color="black", alpha=0.06, linewidth=0, label="1 % either way")
     right.axvspan(-1, 1, color="black", alpha=0.06, linewidth=0)
-    left.set(xlabel="training, %", ylabel="validation loss, 80% held against t = 0, %", title="While they learn")
+    scale = "\n(linear from -2 to 2, then log scale)"
+    left.set(xlabel="training, %", ylabel=f"validation loss, 80% held against t = 0, %{scale}", title="While they learn")
     left.set_yscale("symlog", linthresh=2)
     right.set_xscale("symlog", linthresh=2)
     for axis in (left.yaxis, right.xaxis):
@@ -136,10 +138,14 @@ def learning(results: Results) -> Figure:
         axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     right.set_yticks(range(len(labels)), labels)
     right.invert_yaxis()
-    right.set(xlabel="test loss, 80% held against t = 0, %", title="At the end")
+    right.set(xlabel=f"test loss, 80% held against t = 0, %{scale}", title="At the end")
     plots.legend_below(left, columns=3)
-    plots.note(figure, f"95 % interval; NT; {corpus_note(results.profile)}; the translator: its own pairs of sentences")
+    plots.note(figure, f"95 % interval; NT; {others_note(results.profile)}")
     return figure
+
+
+def others_note(profile: Profile) -> str:
+    return f"{CORPORA[profile.corpus]}, the translator: {translation_note(profile)}"
 
 
 def relative_curves(results: Results, model: str) -> tuple[np.ndarray, np.ndarray]:
@@ -186,5 +192,6 @@ EXHIBITS: tuple[Exhibit, ...] = (
             "transformer_rate",
             "multitask_steps",
         ),
+        others_note,
     ),
 )

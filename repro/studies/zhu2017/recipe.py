@@ -13,7 +13,7 @@ from repro.report import plots
 from repro.studies.base import Arms, Exhibit, Quantity, Results
 from repro.studies.comparing import beside
 from repro.studies.zhu2017.comparisons import of_extreme, paper, per_seed
-from repro.studies.zhu2017.profiles import NT, N, Profile, arm, corpus_note
+from repro.studies.zhu2017.profiles import GUESSING, NT, N, Profile, arm, corpus_note
 from repro.studies.zhu2017.variations import (
     BRIEF,
     DENSE,
@@ -23,6 +23,7 @@ from repro.studies.zhu2017.variations import (
     cost,
     cost_axis,
     dense_loss,
+    not_learned,
     spread,
     zeros,
 )
@@ -95,8 +96,8 @@ def threshold_for_80_by_batch(results: Results):
 
 
 def tables(results: Results) -> dict[str, pd.DataFrame]:
-    """Zeros and losses of every recipe, and the threshold that 80 % of zeros would need."""
-    rows, thresholds = [], []
+    """Zeros and losses of every recipe (guessing: by each symbol's share), and the threshold that 80 % of zeros would need."""
+    rows, thresholds, guessing = [], [], GUESSING[results.profile.corpus]
     in_print = paper("figure4", "whole training", "zeros_percent", 1e-6)
     for recipe in recipes(results.profile):
         name = str(recipe)
@@ -105,7 +106,7 @@ def tables(results: Results) -> dict[str, pd.DataFrame]:
             (name, "t = 1e-6: validation loss against t = 0, %", None, cost(results, recipe)),
             (name, "80% held: zeros, %", None, zeros(results, recipe, HELD)),
             (name, "80% held: validation loss against t = 0, %", None, cost(results, recipe, HELD)),
-            (name, "t = 0: validation loss, nats a symbol", None, dense_loss(results, recipe)),
+            (name, f"t = 0: validation loss, nats (guessing: {guessing})", None, dense_loss(results, recipe)),
         ]
         if recipe.rate == results.profile.grid.rates[0]:
             at_80 = threshold_for_80(results, recipe.batch, recipe.normalisation)
@@ -148,7 +149,8 @@ def figure(results: Results) -> Figure:
         plots.legend_below(ax)
     for ax in (left, middle):
         ax.set_xlabel("learning rate of Adam (log scale)")
-    plots.note(drawn, f"{results.profile.recipe_steps} updates, 95 % interval; {corpus_note(results.profile)}")
+    words = f"{results.profile.recipe_steps} updates, 95 % interval; {corpus_note(results.profile)}"
+    plots.note(drawn, words + not_learned(results, recipes(results.profile)))
     return drawn
 
 

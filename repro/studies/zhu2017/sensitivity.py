@@ -10,7 +10,7 @@ from repro.report import plots
 from repro.studies.base import Arms, Exhibit, Quantity, Results
 from repro.studies.comparing import beside
 from repro.studies.zhu2017.comparisons import of_extreme, paper
-from repro.studies.zhu2017.profiles import CORPORA, Profile, arm, corpus_note
+from repro.studies.zhu2017.profiles import CORPORA, GUESSING, Profile, arm, corpus_note
 from repro.studies.zhu2017.variations import (
     BRIEF,
     DENSE,
@@ -21,6 +21,7 @@ from repro.studies.zhu2017.variations import (
     cost,
     cost_axis,
     dense_loss,
+    not_learned,
     spread,
     zeros,
 )
@@ -77,18 +78,19 @@ def _range_over(axis: str) -> Quantity:
 
 
 def tables(results: Results) -> dict[str, pd.DataFrame]:
-    """Zeros and losses of every setting, axis by axis."""
+    """Zeros and losses of every setting, axis by axis; guessing: by each symbol's share of the text."""
     zeros_in_print = paper("sensitivity", "all", "zeros_percent_low")
     loss_in_print = paper("sensitivity", "all", "relative_validation_loss_percent_high")
     found = {}
     for axis, of_axis in settings(results.profile).items():
         rows = []
         for setting in of_axis:
+            guessing = GUESSING[results.arms[f"{setting}, {DENSE}"][0].corpus]
             rows += [
                 (setting, "t = 1e-6: zeros, % (paper: more)", zeros_in_print, zeros(results, setting)),
                 (setting, "t = 1e-6: validation loss against t = 0, % (paper: less)", loss_in_print, cost(results, setting)),
                 (setting, "80% held: validation loss against t = 0, %", None, cost(results, setting, HELD)),
-                (setting, "t = 0: validation loss, nats a symbol", None, dense_loss(results, setting)),
+                (setting, f"t = 0: validation loss, nats (guessing: {guessing})", None, dense_loss(results, setting)),
             ]
         found[f"Over {axis}"] = beside(rows)
     return found
@@ -118,7 +120,8 @@ def figure(results: Results) -> Figure:
     cost_axis(panels[1, 0])
     plots.ours_and_paper_legend(panels[0, 0], columns=4)
     steps = results.profile.sensitivity_steps
-    plots.note(drawn, f"NT, {steps} updates, the rest as the main model, 95 % interval; {corpus_note(results.profile)}")
+    words = f"NT, {steps} updates, the rest as the main model, 95 % interval; {corpus_note(results.profile)}"
+    plots.note(drawn, words + not_learned(results, _all(results)))
     return drawn
 
 

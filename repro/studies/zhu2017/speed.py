@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import reduce
 
 import numpy as np
@@ -172,7 +173,8 @@ def steps(results: Results) -> Tables:
             (arm, "validation loss against t = 0, %", None, relative_loss(results, arm, DENSE_TRAINING)),
         ]
         if arm + TIMED in results.arms:
-            quality.append((arm, "measured speed-up of its LSTM layers", None, _measured(results, arm)))
+            machine = machine_of(results, [arm + TIMED])
+            quality.append((arm, f"measured speed-up of its LSTM layers, {machine}", None, _measured(results, arm)))
     tables = {title: pd.DataFrame(rows)} if rows else {}
     return tables | _by_processor(results) | _missing(results) | {"Quality against measured time": beside(quality)}
 
@@ -198,6 +200,11 @@ def _by_processor(results: Results) -> Tables:
 
 def _measured(results: Results, arm: str) -> np.ndarray:
     return per_seed(results, arm + TIMED, measured_speedup)
+
+
+def machine_of(results: Results, arms: list[str]) -> str:
+    """The processors that some of the arms were timed on."""
+    return replace(results, arms={arm: results.arms[arm] for arm in arms if arm in results.arms}).machine()
 
 
 def _missing(results: Results) -> Tables:
@@ -226,7 +233,8 @@ def speed(results: Results) -> Figure:
     _bars(middle, results)
     _traded(right, results)
     plots.legend_below(left, columns=3)
-    plots.note(figure, f"one layer, forward and backward, {results.machine()}")
+    layer, model = machine_of(results, _of_steps(results)), machine_of(results, [arm + TIMED for arm in TRADED])
+    plots.note(figure, f"forward and backward; left and middle: one layer, {layer}; right: {model}")
     return figure
 
 

@@ -14,7 +14,7 @@ from repro.studies.zhu2017 import parts
 from repro.studies.zhu2017 import quantities as q
 from repro.studies.zhu2017.comparisons import paper, per_seed, relative_loss
 from repro.studies.zhu2017.profiles import DENSE, NT, THRESHOLDS, TIMED, N, short, static_name
-from repro.studies.zhu2017.speed import ideal_speedup, measured_speedup
+from repro.studies.zhu2017.speed import ideal_speedup, machine_of, measured_speedup
 
 Tables = dict[str, pd.DataFrame]
 
@@ -248,7 +248,7 @@ def macs(results: Results) -> Tables:
             (arm, "zeros of the step, %", None, share),
             (arm, "ideal speed-up", None, per_seed(results, arm, ideal_speedup)),
             (arm, "simulated speed-up", None, per_seed(results, arm, q.simulated_speedup)),
-            (arm, "measured speed-up", None, per_seed(results, arm, measured_speedup)),
+            (arm, f"measured speed-up, {machine_of(results, [arm])}", None, per_seed(results, arm, measured_speedup)),
         ]
     return {
         "By counting": beside(printed)[["", "quantity", "paper", "known", "ours"]],

@@ -10,6 +10,7 @@ from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 from repro.studies.base import Results
 from repro.studies.comparing import interval
 from repro.studies.zhu2017 import comparisons as c
+from repro.studies.zhu2017.profiles import GUESSING
 
 DENSE, PAPERS, HELD = "t = 0", "t = 1e-6", "80% held"
 RULES = {DENSE: ("static", 0.0), PAPERS: ("static", 1e-6), HELD: ("held", 0.8)}
@@ -30,6 +31,16 @@ def cost(results: Results, setting: str, rule: str = PAPERS) -> np.ndarray:
 def dense_loss(results: Results, setting: str) -> np.ndarray:
     """Validation loss at t = 0, nats a symbol, by seed."""
     return results.metric(f"{setting}, {DENSE}", "validation_loss")
+
+
+def not_learned(results: Results, found: Iterable[str]) -> str:
+    """For a figure's note: the settings whose dense training is within 1 % of guessing by frequency; "" if all learned."""
+    names = []
+    for setting in found:
+        guessing = GUESSING[results.arms[f"{setting}, {DENSE}"][0].corpus]
+        if c.mean_or_nan(dense_loss(results, setting)) > 0.99 * guessing:
+            names.append(str(setting))
+    return f"\nno better than guessing by frequency, even at t = 0: {'; '.join(names)}" if names else ""
 
 
 def spread(found: list[np.ndarray]) -> np.ndarray:
