@@ -304,6 +304,8 @@ def test_with_threshold_0_torchs_own_layer_runs_where_there_are_no_faster_kernel
         assert torch.equal(found, wanted)
     first, *last = flat(ours(x, hx))
     assert own_layers(first) == 0
+    with record(ours), pytest.raises(ReproError, match="recorded in the backward pass alone"):
+        first.sum().backward(retain_graph=True)
     with record(ours) as measured:
         assert own_layers(flat(ours(x, hx))[0]) == 4
     assert measured["l1_reverse"].histograms is not None
@@ -327,6 +329,7 @@ def test_under_autocast_a_layer_computes_in_the_numbers_of_its_weights(kind):
     wanted = results(ours, x.detach().float().requires_grad_(), hx)
     with torch.autocast("cpu"):
         found = results(ours, x, hx)
+        assert torch.equal(flat(ours(x, list(hx) if isinstance(hx, tuple) else hx))[0], found[0])
         ours.threshold = 0.0
         assert flat(ours(x, hx))[0].dtype == torch.float32
         with torch.no_grad():
@@ -554,6 +557,51 @@ def test_large_dense_products_are_torchs_by_either_way(library, monkeypatch):
 
 
 @COMPILED
+def test_a_signed_threshold_may_depend_on_all_of_dnet(monkeypatch):
+    """The compiled loops must not remove what the rule has not seen."""
+
+    class SignedRMS(RelativeRMS):
+        signed = True
+
+    x, found = torch.randn(6, 4, 20, generator=generator(1)), []
+    for compiled_loops in (True, False):
+        monkeypatch.setattr(compiled, "has_avx512", lambda is_there=compiled_loops: is_there)
+        torch.manual_seed(0)
+        lstm = ThresholdedLSTM(20, 70, threshold=SignedRMS(1.0))
+        lstm(x)[0].pow(2).sum().backward()
+        found.append(lstm.weight_hh_l0.grad)
+    assert_same(found[:1], found[1:], 1e-5)
+
+
+@COMPILED
+@pytest.mark.parametrize("library", [False, True])
+def test_an_input_of_one_feature_may_be_a_view(library, monkeypatch):
+    monkeypatch.setattr(compiled, "_library_is_faster", lambda: library)
+    ours, theirs = pair("lstm", 1, 70, dtype=torch.float32, threshold=0.0)
+    x = torch.randn(7, 20, 5, generator=generator(1)).permute(1, 2, 0)[:, :, :1].requires_grad_()
+    assert_same(results(ours, x), results(theirs, x), 5e-6)
+
+
+@pytest.mark.parametrize("hidden", [8, 64])
+def test_torch_compile_leaves_layers_and_their_rules_as_they_are(hidden):
+    """The rule is that of the backward pass also within a compiled model, and a dense pass is dense."""
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"lstm": ThresholdedLSTM(4, hidden, threshold=1e-3), "linear": ThresholdedLinear(hidden, 2)})
+    x, found = torch.randn(5, 3, 4, generator=generator(1)), []
+    for run in (torch.compile(lambda x: model["linear"](model["lstm"](x)[0]), backend="eager"), None):
+        out = run(x) if run else model["linear"](model["lstm"](x)[0])
+        loss = out.pow(2).sum()
+        dense = dense_gradients(model, loss)
+        model["linear"].threshold = 0.1
+        model.zero_grad()
+        loss.backward()
+        found.append([*dense.values(), *(p.grad for p in model.parameters())])
+        model["linear"].threshold = 0.0
+    assert_same(*found, 1e-6)
+    assert not torch.equal(found[0][0], found[0][len(dense)])
+
+
+@COMPILED
 def test_compiled_loops_run_with_threshold_0_too_and_look_the_rule_up_in_the_backward_pass():
     lstm, x = ThresholdedLSTM(8, 64), torch.randn(4, 3, 8, generator=generator(1))
     out = lstm(x)[0]
@@ -582,6 +630,32 @@ def test_linear_thresholds_the_gradient_of_its_output_before_both_products():
     assert 0 < kept.count_nonzero() < kept.numel()
     found = torch.autograd.grad(layer(x), [x, layer.weight, layer.bias], d_y)
     assert_same(found, [kept @ layer.weight.detach(), kept.t() @ x.detach(), kept.sum(0)], 1e-6)
+
+
+def test_what_follows_a_linear_layer_may_change_its_output_in_place():
+    plain = nn.Sequential(nn.Linear(4, 5), nn.ReLU(inplace=True), nn.Linear(5, 2))
+    ours, x = copy.deepcopy(plain), torch.randn(3, 4, generator=generator(1))
+    threshold_linears(ours, 0.0)
+    for model in (plain, ours):
+        model(x).pow(2).sum().backward()
+    assert_same([p.grad for p in ours.parameters()], [p.grad for p in plain.parameters()], 1e-6)
+
+
+@pytest.mark.parametrize("hidden", [20, 70])
+@pytest.mark.parametrize("bias", [False, True])
+def test_summed_loss_is_torchs(hidden, bias):
+    """With and without a bias, and under autocast in the numbers of the weights."""
+    torch.manual_seed(0)
+    decoder, x = nn.Linear(hidden, 90, bias=bias), torch.randn(12, hidden, generator=generator(1), requires_grad=True)
+    targets, wanted = torch.arange(12) * 7, [x, *decoder.parameters()]
+    theirs = nn.functional.cross_entropy(decoder(x), targets, reduction="sum")
+    expected = [theirs, *torch.autograd.grad(theirs, wanted)]
+    ours = summed_loss(x, decoder, targets)
+    assert_same([ours, *torch.autograd.grad(ours, wanted)], expected, 1e-5)
+    with torch.autocast("cpu"):
+        ours = summed_loss(x.bfloat16(), decoder, targets)
+        assert ours.dtype == torch.float32
+        assert_same([ours, *torch.autograd.grad(ours, wanted)], expected, 3e-2)
 
 
 def test_the_linear_layers_of_a_block_keep_their_parameters():

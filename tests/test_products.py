@@ -6,7 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from repro.gradients.panels import memory
 from repro.gradients.products import packed, transpose
+from repro.sparse.regions import make_plan, run
 from repro.sparse.simd import has_avx512
 
 pytestmark = pytest.mark.skipif(not has_avx512(), reason="needs AVX-512")
@@ -99,6 +101,25 @@ def test_nan_and_infinity_of_a_are_entries_like_others():
     assert np.isnan(found[1]).all()
     assert np.isinf(found[2]).all()
     assert np.isfinite(found[[0, 3]]).all()
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_single_column_may_lie_apart(sparse):
+    """Where there is one column, the distance between columns says nothing, and torch calls such a view contiguous."""
+    a, b = draw(20, 50, 0.5, 1)[:, :1], draw(1, 90, 1.0, 2)
+    assert_product(a, b, packed_transposed=False, sparse=sparse)
+
+
+def test_a_part_without_rows_touches_nothing():
+    """It has the number of a neighbour, which may be at work: what the neighbour has noted has to stay."""
+    product = packed(draw(200, 70, 1.0, 1))
+    product(draw(300, 200, 0.2, 2), np.empty((300, 70), np.float32), sparse=True)
+    noted = memory("present", 0).array
+    before = noted.copy()
+    assert before.any()
+    plan = make_plan([6, 6], (product.arguments.ctypes.data,))
+    run(plan, product.sparse)
+    assert np.array_equal(noted, before)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (16, 16), (17, 100), (700, 30), (5, 1000)])

@@ -15,7 +15,7 @@ from torch import nn
 
 from repro.engine import Context, Record
 from repro.errors import ReproError
-from repro.gradients import Static, ThresholdedLSTM, record
+from repro.gradients import HeldSparsity, Static, ThresholdedLSTM, record
 from repro.gradients.peers import LibraryLSTM
 from repro.gradients.timing import DrawnColumns, Step, interleaved
 from repro.studies import STUDIES, speeds
@@ -57,15 +57,16 @@ def gradients(one: Step) -> list[torch.Tensor]:
     return [one.x.grad, *(p.grad for p in one.layers.parameters())]
 
 
+@pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("means", ["CSR", "columns"])
 @pytest.mark.parametrize("hidden", [8, 64])
-def test_torchs_own_products_are_those_of_the_masked_dense_computation(means, hidden):
+def test_torchs_own_products_are_those_of_the_masked_dense_computation(means, hidden, bias):
     """Whole columns zero or scattered entries, with compiled steps and without: the gradients of the thresholded layer."""
-    reference = ThresholdedLSTM(12, hidden, dtype=torch.float64)
+    reference = ThresholdedLSTM(12, hidden, bias=bias, dtype=torch.float64)
     for rule in (lambda: Static(0.02), lambda: DrawnColumns(0.7, seed=3)):
         reference.threshold = rule()
         wanted = gradients(step(reference, dtype=torch.float64))
-        library = LibraryLSTM(12, hidden, threshold=rule(), means=means)
+        library = LibraryLSTM(12, hidden, bias=bias, threshold=rule(), means=means)
         library.load_state_dict(reference.state_dict())
         for a, b in zip(gradients(step(library)), wanted, strict=True):
             # an entry that rounding moves over the threshold is as small as it
@@ -73,9 +74,20 @@ def test_torchs_own_products_are_those_of_the_masked_dense_computation(means, hi
             assert torch.nn.functional.cosine_similarity(a.double().flatten(), b.flatten(), 0) > 0.99999
 
 
-def test_unknown_means_are_named():
+def test_what_torchs_own_products_cannot_do_is_named():
     with pytest.raises(ReproError, match="CSR, columns"):
         LibraryLSTM(3, 4, means="COO")
+    with pytest.raises(ReproError, match="weights_only is True"):
+        LibraryLSTM(3, 4, means="CSR", weights_only=True)
+
+
+def test_measuring_zeros_leaves_the_thresholds_that_a_rule_holds():
+    one = step(ThresholdedLSTM(12, 8, threshold=HeldSparsity(0.8)))
+    one()
+    (site,) = one.layers[0].sites
+    before = site.rule, site.number, site.rule.known(site.number)
+    one.zeros(), one.threshold_for(0.5)
+    assert (site.rule, site.number, site.rule.known(site.number)) == before
 
 
 def test_drawn_columns_are_zero_for_the_whole_minibatch_and_drawn_anew():

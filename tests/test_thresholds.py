@@ -1,5 +1,6 @@
 """Rules: which entries of dnet they remove, exactly, and what they hold over a training."""
 
+import copy
 import math
 from functools import partial
 
@@ -12,6 +13,7 @@ from torch import nn
 
 from repro.errors import ReproError
 from repro.gradients import ByRate, HeldSparsity, PrintedSigned, RelativeRMS, Rounded, Static, ThresholdedLSTM, TopK, record
+from repro.gradients.structured import ColumnTopK
 from repro.gradients.thresholds import as_rule
 from repro.gradients.timing import DrawnColumns
 
@@ -66,11 +68,22 @@ def test_zeros_that_are_there_count_for_the_wanted_sparsity():
     assert applied(TopK(0.5), [[0.0, 0.0, 3.0, 4.0]]) == [[0.0, 0.0, 3.0, 4.0]]
 
 
-@pytest.mark.parametrize("rule", [Static(1e9), RelativeRMS(3.0), PrintedSigned(1e9)])
-def test_divergence_is_not_hidden(rule):
-    dnet = rule(torch.tensor([1.0, math.nan, math.inf]))
-    assert dnet[1].isnan()
-    assert dnet[2].isinf()
+RULES = (Static(1e9), Static(1e39), PrintedSigned(1e9), RelativeRMS(3.0), TopK(0.9), HeldSparsity(0.9), ColumnTopK(0.9))
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("others", [[1.0, math.nan], [1.0, 2.0], [math.inf, -1.0]])
+def test_divergence_is_not_hidden(rule, others):
+    """Neither NaN nor infinity becomes zero, whatever it does to the threshold."""
+    before = torch.tensor([[*others, math.inf]])
+    after = copy.deepcopy(rule)(before.clone())
+    assert torch.equal(after.isnan(), before.isnan())
+    assert torch.equal(after.isinf(), before.isinf())
+
+
+def test_the_root_mean_square_of_numbers_whose_squares_float32_does_not_hold():
+    for scale in (1e20, 1e-30):
+        assert applied(RelativeRMS(1.0), [[scale, 2 * scale, -3 * scale]]) == [[0.0, 0.0, pytest.approx(-3 * scale)]]
 
 
 @settings(max_examples=25)
@@ -122,6 +135,17 @@ def test_held_sparsity_survives_a_jump_of_the_gradients():
     assert abs(sum(found[180:]) / 40 - 0.8) < 0.02
 
 
+@pytest.mark.parametrize("batch", [8, 1])
+def test_held_sparsity_survives_a_jump_after_a_batch_that_was_larger(batch):
+    """A new start takes as many entries removed as two of the largest steps have, not steps of that size."""
+    rule, generator = HeldSparsity(0.8), torch.Generator().manual_seed(0)
+    zeros = []
+    for step in range(600):
+        scale, rows = (1.0 if step < 200 else 1e-4), (64 if step == 0 else batch)
+        zeros.append(float((rule(scale * torch.randn(rows, 100, generator=generator)) == 0).double().mean()))
+    assert sum(zeros[500:]) / 100 == pytest.approx(0.8, abs=0.03)
+
+
 def test_a_dnet_of_zeros_changes_no_held_threshold():
     rule = HeldSparsity(0.5)
     rule(torch.zeros(8))
@@ -130,6 +154,17 @@ def test_a_dnet_of_zeros_changes_no_held_threshold():
     before = rule.known()
     rule(torch.zeros(8))
     assert rule.known() == before
+
+
+def test_a_rule_that_is_assigned_again_keeps_its_sites():
+    rule = HeldSparsity(0.8)
+    lstm = ThresholdedLSTM(3, 4, 2, threshold=rule)
+    state = rule.state_dict()
+    lstm.threshold = rule
+    rule.load_state_dict(state)
+    lstm.threshold = 0.0
+    lstm.threshold = rule
+    assert len(rule.state_dict()["logs"]) == len(state["logs"]) + 2, "after another one it starts anew"
 
 
 def test_held_thresholds_are_one_a_site_and_survive_a_restart():

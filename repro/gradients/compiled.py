@@ -300,7 +300,7 @@ def form_step(start: int, size: int, gradient, dnet: Tensor, site: Site) -> int:
     """
     rule, number = site.rule, site.number
     t = rule.known(number)
-    gradient[0][_THRESHOLD] = _bits(t or 0.0)
+    gradient[0][_THRESHOLD], gradient[0][_SIGNED] = _bits(t or 0.0), rule.signed and t is not None
     alive, kept = _gradient_step(start, size, *gradient)
     if t is None:
         return int(site.apply(dnet[start : start + size]).count_nonzero())
@@ -309,7 +309,8 @@ def form_step(start: int, size: int, gradient, dnet: Tensor, site: Site) -> int:
 
 
 def _bits(t: float) -> int:
-    return int(np.float32(t).view(np.int32))
+    """Of the largest float32 at most: infinities stay."""
+    return int(np.float32(min(t, np.finfo(np.float32).max)).view(np.int32))
 
 
 def input_gradient(dnet: Tensor, w_ih: Tensor, sparse: bool, listed: bool) -> Tensor:

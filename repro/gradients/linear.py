@@ -10,12 +10,13 @@ from repro.gradients.thresholds import Rule, as_rule
 
 
 class _Threshold(torch.autograd.Function):
-    """y = x; the gradient of y is thresholded on its way to x."""
+    """y = x, the same tensor; the gradient of y is thresholded on its way to x."""
 
     @staticmethod
     def forward(ctx, x: Tensor, site: Site) -> Tensor:
         ctx.site = site
-        return x.view_as(x)
+        ctx.mark_dirty(x)  # a view could not be changed in place by what follows, as nn.Linear's output can
+        return x
 
     @staticmethod
     @once
@@ -30,6 +31,7 @@ class ThresholdedLinear(Thresholded, nn.Linear):
         super().__init__(in_features, out_features, bias, device, dtype)
         self._make_sites(["out"], threshold)
 
+    @torch.compiler.disable  # a graph would keep the rule of its first backward pass
     def forward(self, x: Tensor) -> Tensor:
         return _Threshold.apply(super().forward(x), self.sites[0])
 

@@ -229,6 +229,8 @@ def sparse_product(edge: int):
 
     @region
     def body(plan, first, last):
+        if first == last:  # the number of such a part, and with it its memory, is another's
+            return
         arguments = entry(plan, FREE)
         first_row, last_row, first_panel, last_panel = share(arguments, first, last)
         listed, inner, rows = entry(arguments, LISTED), entry(arguments, INNER), last_row - first_row

@@ -9,7 +9,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from repro.errors import one_of
+from repro.errors import ReproError, one_of
 from repro.gradients import compiled
 from repro.gradients.lstm import Forming, ThresholdedLSTM, _Layer
 from repro.gradients.once import once
@@ -65,11 +65,13 @@ MEANS = {"CSR": CSR, "columns": Columns}
 
 
 class LibraryLSTM(ThresholdedLSTM):
-    """`ThresholdedLSTM` with the products of dnet by `means`: "CSR" or "columns". No packed sequences."""
+    """`ThresholdedLSTM` with the products of dnet by `means`: "CSR" or "columns". No packed sequences, no `weights_only`."""
 
     def __init__(self, *args, means: str, **keywords):
         one_of("means of products", means, MEANS)
         super().__init__(*args, **keywords)
+        if self.sites[0].weights_only:
+            raise ReproError("weights_only is True: LibraryLSTM thresholds dnet before all four products")
         self.means = means
 
     def _run(self, x, states, weights, course, site):
@@ -90,7 +92,7 @@ def _layer(means: str) -> type[torch.autograd.Function]:
             dnet, d_h, d_c = form(products.before, d_out, d_h, d_c, w_hh, before_c, gates, tanh_c, ctx.course, ctx.site)
             dx = products.before(dnet, w_ih, steps)
             d_w, d_u = (products.weights(dnet, part, steps) for part in (x, before_h))
-            d_b = dnet.sum(0)
+            d_b = dnet.sum(0) if any(ctx.needs_input_grad[5:7]) else None
             return dx, d_h, d_c, d_w, d_u, d_b, d_b, None, None
 
     return Layer

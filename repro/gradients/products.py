@@ -210,7 +210,8 @@ class Product:
         """Write C = A B; `sparse`: by the non-zero entries of A, which may be a transposed view of an array of rows; `listed`:
         the last such product had the same A.
         """
-        rows, transposed, arguments = len(a), a.strides[1] != a.itemsize, self.arguments
+        rows, arguments = len(a), self.arguments
+        transposed = a.shape[1] > 1 and a.strides[1] != a.itemsize  # of a single column that distance says nothing
         arguments[A], arguments[A_ROW], arguments[TRANSPOSED] = a.ctypes.data, a.strides[transposed], transposed
         arguments[C], arguments[C_ROW] = c.ctypes.data, c.strides[0]
         arguments[ROWS], arguments[ADD], arguments[BY_ROWS], arguments[REVERSED] = rows, 0, rows >= _MANY_ROWS, 0

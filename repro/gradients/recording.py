@@ -51,7 +51,8 @@ class Thresholded:
     def threshold(self, threshold: float | Rule) -> None:
         rule = as_rule(threshold)
         for site in self.sites:
-            site.rule, site.number = rule, rule.new_site()
+            if site.rule is not rule:
+                site.rule, site.number = rule, rule.new_site()
 
 
 @dataclass
@@ -114,8 +115,8 @@ class LayerRecord:
 def record(model: nn.Module) -> Iterator[dict[str, LayerRecord]]:
     """Measure all thresholded LSTM and GRU layers of `model`, in forward and backward passes within the block.
 
-    Yields a record for each layer and direction, by name: "rnn.l0_reverse" of a module named "rnn". Run the forward pass within
-    the block too, for the histograms. Raises ReproError if there is no such layer.
+    Yields a record for each layer and direction, by name: "rnn.l0_reverse" of a module named "rnn". Both passes must be within
+    the block. Raises ReproError if there is no such layer.
     """
     sites = {
         f"{name}.{site.name}".lstrip("."): (site, module.gate_names)
@@ -151,10 +152,12 @@ def dense(model: nn.Module) -> Iterator[None]:
 
 def dense_gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
     """The gradient of `loss` for each parameter without any rule; the graph stays, so that `loss.backward()` can follow."""
-    names, parameters = zip(*((n, p) for n, p in model.named_parameters() if p.requires_grad), strict=True)
+    wanted = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if not wanted:
+        raise ReproError(f"{type(model).__name__} has no parameter that requires a gradient")
     with dense(model):
-        found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-    return {name: gradient for name, gradient in zip(names, found, strict=True) if gradient is not None}
+        found = torch.autograd.grad(loss, list(wanted.values()), retain_graph=True, allow_unused=True)
+    return {name: gradient for name, gradient in zip(wanted, found, strict=True) if gradient is not None}
 
 
 def cosines(model: nn.Module, reference: dict[str, Tensor]) -> dict[str, float]:

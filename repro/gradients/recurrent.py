@@ -83,6 +83,7 @@ class ThresholdedRNN(Thresholded):
         directions = ("", "_reverse")[: 1 + self.bidirectional]
         self._make_sites([f"l{layer}{direction}" for layer in range(self.num_layers) for direction in directions], threshold)
 
+    @torch.compiler.disable  # its loops are compiled already, and which rule acts is looked up in the backward pass
     def forward(self, input: Tensor | PackedSequence, hx=None):
         """As of `nn.LSTM` and `nn.GRU`: (T, B, input), (B, T, input) if `batch_first`, (T, input), packed -> output, state.
 
@@ -154,8 +155,10 @@ class ThresholdedRNN(Thresholded):
         """torch's own layer; its backward pass knows of no rule, so none may be assigned before it has ended."""
 
         def check(gradient: Tensor) -> None:
+            name = type(self).__name__
+            if any(site.record is not None for site in self.sites):
+                raise ReproError(f"{name} is recorded in the backward pass alone: the forward pass must be in the block, too")
             if not self._removes_nothing():
-                name = type(self).__name__
                 raise ReproError(
                     f"threshold of {name} was 0 in the forward pass, now it is {self.threshold!r}: assign it before that"
                 )
@@ -187,8 +190,8 @@ class ThresholdedRNN(Thresholded):
 
 
 def _converted(value, dtype: torch.dtype):
-    """A tensor, a packed sequence, None, or a tuple of these, in other numbers."""
-    if isinstance(value, tuple) and not isinstance(value, PackedSequence):
+    """A tensor, a packed sequence, None, or a tuple or list of these, in other numbers."""
+    if isinstance(value, tuple | list) and not isinstance(value, PackedSequence):
         return tuple(_converted(part, dtype) for part in value)
     return value.to(dtype) if isinstance(value, Tensor | PackedSequence) else value
 

@@ -8,6 +8,7 @@ from repro.gradients.once import once
 from repro.gradients.products import packed
 
 
+@torch.compiler.disable
 def summed_loss(x: Tensor, decoder: nn.Linear, targets: Tensor) -> Tensor:
     """The cross-entropy of `decoder(x)` with the targets, summed, in nats: x (n, hidden), targets (n,) -> a scalar.
 
@@ -15,14 +16,17 @@ def summed_loss(x: Tensor, decoder: nn.Linear, targets: Tensor) -> Tensor:
     written twice, logits and probabilities, instead of six times; and in float32 on the CPU by this package's products, which
     use vectors of 512 bits where torch's library takes half of that on some processors.
     """
-    return _SummedLoss.apply(x, decoder.weight, decoder.bias, targets)
+    with torch.autocast(x.device.type, enabled=False):  # in the numbers of the weights
+        return _SummedLoss.apply(x.to(decoder.weight.dtype), decoder.weight, decoder.bias, targets)
 
 
 class _SummedLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
         x, weight, at = x.contiguous(), weight.contiguous(), targets[:, None]
-        logits = _product(x, weight, transposed=True).add_(bias)
+        logits = _product(x, weight, transposed=True)
+        if bias is not None:
+            logits += bias
         probabilities = logits.softmax(1)
         # Through the largest one, whose probability never underflows: log p_t = log p_m - (z_m - z_t).
         largest = logits.amax(1, keepdim=True)
@@ -37,7 +41,8 @@ class _SummedLoss(torch.autograd.Function):
         x, weight, error = ctx.saved_tensors
         d_x = _product(error, weight) * gradient
         (d_weight,) = compiled.weight_gradients(error, [x], False) if compiled.usable(x, x.shape[1]) else (error.t() @ x,)
-        return d_x, d_weight * gradient, error.sum(0) * gradient, None
+        d_bias = error.sum(0) * gradient if ctx.needs_input_grad[2] else None
+        return d_x, d_weight * gradient, d_bias, None
 
 
 def _product(a: Tensor, b: Tensor, transposed: bool = False) -> Tensor:

@@ -42,8 +42,13 @@ class Rule:
         """After a call: of `total` entries `alive` were not zero before it, and `kept` are not zero now."""
 
     def __call__(self, dnet: Tensor, site: int = 0) -> Tensor:
-        """Set entries of dnet to zero, in place; returns dnet. NaN and infinity stay: divergence is not to be hidden."""
+        """Set entries of dnet to zero, in place; returns dnet. NaN and infinity stay: divergence is not to be hidden.
+
+        (But for negative infinity under a signed rule.) dnet is the caller's: what is to be kept of it has to be copied.
+        """
+        largest = torch.finfo(dnet.dtype).max
         t = self.threshold(dnet, site)
+        t = t.clamp(max=largest) if isinstance(t, Tensor) else min(t, largest)
         alive = int(dnet.count_nonzero()) if self.feedback else 0
         if self.signed or isinstance(t, Tensor):
             dnet.masked_fill_((dnet if self.signed else dnet.abs()) <= t, 0.0)
@@ -115,7 +120,8 @@ class RelativeRMS(Rule):
         self.factor = factor
 
     def threshold(self, dnet, site=0):
-        return self.factor * (torch.linalg.vector_norm(dnet) / math.sqrt(max(dnet.numel(), 1)))
+        norm = torch.linalg.vector_norm(dnet, dtype=torch.float64)  # squares of float32 would underflow, or overflow
+        return self.factor * (norm / math.sqrt(max(dnet.numel(), 1)))
 
     def __repr__(self) -> str:
         return f"RelativeRMS({self.factor:g})"
@@ -159,8 +165,8 @@ class HeldSparsity(Rule):
     has lost touch then. (After one such step a new start would only lose t: the last word of sentences may be one.) From there
     on t is known before dnet is, and every step corrects it: `log t += gain (sparsity total - zeros) / largest`, by as much as
     it has entries: total of the largest that was seen, which is all of them but where sequences of one batch end at different
-    steps. If all steps counted alike there, the few longest sequences would spoil the share; nor does a step of a few that is
-    removed as a whole start t anew.
+    steps, or batches differ. If all steps counted alike there, the few longest sequences would spoil the share; nor does a step
+    of a few that is removed as a whole start t anew: it takes as many in a row as have the entries of the two.
 
     Errors add up to the change of log t over gain: over n steps in which t has to follow gradients that grow or shrink by a
     factor of k, the mean sparsity is off by `log(k) / (gain n)` only, 0.2 points for a factor of 10 in 1,000 steps. A linear
@@ -179,12 +185,12 @@ class HeldSparsity(Rule):
         self.sparsity, self.gain = sparsity, gain
         self._logs: list[float | None] = [None]  # site 0 is that of a rule called on its own
         self._largest = [0]
-        self._astray = [False]  # whether the last step removed all or nothing
+        self._astray = [0]  # entries of the last steps in a row that removed all or nothing
 
     def new_site(self) -> int:
         self._logs.append(None)
         self._largest.append(0)
-        self._astray.append(False)
+        self._astray.append(0)
         return len(self._logs) - 1
 
     def known(self, site=0):
@@ -204,11 +210,10 @@ class HeldSparsity(Rule):
             return
         missing = self.sparsity * total - (total - kept)
         self._logs[site] += self.gain * missing / self._largest[site]
-        if total == self._largest[site]:
-            astray = kept == 0 or (kept == alive and missing > 0)
-            if astray and self._astray[site]:
-                self._logs[site], astray = None, False
-            self._astray[site] = astray
+        astray = kept == 0 or (kept == alive and missing > 0)
+        self._astray[site] = self._astray[site] + total if astray else 0
+        if self._astray[site] >= 2 * self._largest[site]:
+            self._logs[site], self._astray[site] = None, 0
 
     def state_dict(self) -> dict:
         return {"logs": list(self._logs), "largest": list(self._largest), "astray": list(self._astray)}

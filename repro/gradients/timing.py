@@ -69,14 +69,15 @@ class Step:
 def _replaced(layers: nn.ModuleList, make: Callable[[Rule], Rule]) -> Iterator[list[Rule]]:
     if not all(isinstance(layer, ThresholdedLSTM) for layer in layers):
         raise ReproError("zeros are those of a rule: all layers must be ThresholdedLSTM")
-    before = [layer.threshold for layer in layers]
+    sites = [site for layer in layers for site in layer.sites]
+    before = [(site.rule, site.number) for site in sites]
     for layer in layers:
         layer.threshold = make(layer.threshold)
     try:
         yield [layer.threshold for layer in layers]
     finally:
-        for layer, rule in zip(layers, before, strict=True):
-            layer.threshold = rule
+        for site, (rule, number) in zip(sites, before, strict=True):
+            site.rule, site.number = rule, number
 
 
 class _Quantiles(TopK):
