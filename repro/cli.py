@@ -14,16 +14,23 @@ PROFILES = ("smoke", "laptop", "paper")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Entry point of the console script; returns the exit status: 0, 2 for a ReproError (one sentence), 130 for Ctrl-C."""
+    """Entry point of the console script; returns the exit status.
+
+    0, 2 for a ReproError (one sentence), 130 for Ctrl-C, 141 where nobody reads the output any more.
+    """
     options = _parser().parse_args(arguments)
     try:
         options.command(options)
+        sys.stdout.flush()
     except ReproError as error:
         print(f"repro: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
         print(f"repro: {stop or 'interrupted'}", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # who reads has seen enough; nothing more is to be written, also not at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     return 0
 
 
@@ -48,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
         ("run", _run, "Run what is missing, execute the notebooks, print the verdicts."),
     ):
         sub = command(name, function, help, names=True, profile=True)
-        sub.add_argument("--jobs", type=int, default=_cores(), help="processes at once (default: the number of cores)")
+        sub.add_argument("--jobs", type=_jobs, default=_cores(), help="processes at once (default: the number of cores)")
         sub.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="change one parameter")
         if name == "run":
             sub.add_argument("--executor", choices=("local", "dask"), default="local")
@@ -104,6 +111,12 @@ def _value(text: str) -> int | float | str:
     return text
 
 
+def _jobs(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of processes: it must be at least 1")
+    return int(text)
+
+
 def _list(options) -> None:
     from repro.studies import STUDIES
 
@@ -137,8 +150,6 @@ def _run(options) -> None:
 
     if options.executor == "dask" and not options.address:
         raise ReproError("--executor dask needs --address, such as tcp://127.0.0.1:8786")
-    if options.jobs < 1:
-        raise ReproError(f"--jobs is {options.jobs}: it must be at least 1")
     runs = _open(options)
     trials = [trial for run in runs for trial in run.trials]
     with dask_executor(options.address) if options.executor == "dask" else nullcontext() as executor:

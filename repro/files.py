@@ -2,9 +2,16 @@
 
 import os
 import tempfile
+import tokenize
+import zipfile
+import zlib
 from pathlib import Path
 
 from repro.errors import ReproError
+
+# What `np.load` raises for an .npz file of which some bits are wrong, or which is something else.
+DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, SyntaxError)
+DAMAGED += (zipfile.BadZipFile, zlib.error, tokenize.TokenError)
 
 
 def repository_root() -> Path:

@@ -23,7 +23,19 @@ def test_images_are_pinned(smoke):
     images = [image for split in smoke.values() for image in split]
     assert all(np.array_equal(image.features * 1024, np.round(image.features * 1024)) for image in images)
     digest = hashlib.sha256(b"".join(" / ".join(i.captions).encode() + i.features.astype("<f4").tobytes() for i in images))
-    assert (madecaptions.VERSION, digest.hexdigest()[:16]) == (1, "d47284d06f534af2")
+    assert (madecaptions.VERSION, digest.hexdigest()[:16]) == (2, "9f22f96f5a45d214")
+
+
+def test_no_scene_is_in_two_images_and_no_noise_is_a_code(smoke):
+    """The most that any caption tells is the scene; two images of one scene would have the same codes up to their noise."""
+    images = [image for split in smoke.values() for image in split]
+    basis = np.stack(list(CODES.values())).T
+    scenes = [frozenset(np.argsort(-np.linalg.lstsq(basis, image.features, rcond=None)[0])[:7].tolist()) for image in images]
+    assert len(set(scenes)) == len(images)
+    norms = np.linalg.norm(basis, axis=0)
+    for image, scene in zip(images, scenes, strict=True):
+        noise = image.features - basis[:, sorted(scene)].sum(1)
+        assert (abs(basis.T @ noise) / norms / np.linalg.norm(noise)).max() < 0.6
 
 
 def test_the_seed_decides_everything(smoke):

@@ -85,7 +85,16 @@ def test_unknown_names_list_what_is_there(results, capsys):
 def test_values_out_of_range_or_of_the_wrong_type(results, capsys):
     assert "between 0.5 and 0.99" in sentence(capsys, "run", "narang2017/figure2", "-p", "sparsity", "1.5")
     assert "type int" in sentence(capsys, "run", "narang2017/figure2", "-p", "seeds", "many")
-    assert "at least 1" in sentence(capsys, "run", "narang2017/figure2", "--jobs", "0")
+    for command in ("run", "plan"):
+        for jobs in ("0", "-2", "two"):
+            with pytest.raises(SystemExit):
+                main([command, "narang2017/figure2", "--jobs", jobs])
+            assert "it must be at least 1" in capsys.readouterr().err
+
+
+def test_a_reader_who_has_seen_enough_ends_it_quietly():
+    found = subprocess.run(f"{sys.executable} -m repro.cli list | head -1", shell=True, capture_output=True, text=True)
+    assert found.stdout.startswith("narang2017") and found.stderr == ""
 
 
 def test_missing_corpus_says_how_to_get_it(results, capsys, monkeypatch):

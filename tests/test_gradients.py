@@ -750,6 +750,24 @@ def test_cosine_is_1_without_a_threshold_and_that_of_the_dense_gradient_with_one
     assert cosines(model, reference)["all"] == pytest.approx(1.0, abs=1e-9)
 
 
+@pytest.mark.parametrize("hidden", [8, 64])
+def test_a_dense_pass_is_not_recorded_and_records_may_be_nested(hidden):
+    """What `dense_gradients` does within a block adds nothing to the zeros of the pass that the rule acts on."""
+    lstm, x, found = ThresholdedLSTM(8, hidden, threshold=TopK(0.8)), torch.randn(6, 4, 8, generator=generator(1)), []
+    for dense_pass in (False, True):
+        with record(lstm) as outer:
+            loss = lstm(x)[0].square().sum()
+            if dense_pass:
+                dense_gradients(lstm, loss)
+                with record(lstm) as inner:
+                    lstm(x)[0].square().sum().backward()
+                assert inner["l0"].totals == found[0].totals
+            loss.backward()
+        found.append(outer["l0"])
+    assert found[0].totals == found[1].totals
+    assert torch.equal(found[0].sparsity(), found[1].sparsity())
+
+
 def test_a_dense_pass_tells_a_rule_nothing():
     rule = HeldSparsity(0.5)
     lstm = ThresholdedLSTM(3, 4, threshold=rule)

@@ -168,7 +168,7 @@ def test_the_order_of_products_does_not_matter(order, sparsity):
 
 
 def test_wrong_sizes_names_and_shares_are_named():
-    with pytest.raises(ReproError, match="hidden is 0: it must be at least 1"):
+    with pytest.raises(ReproError, match="hidden is 0: it must be an integer, at least 1"):
         lstm_products(5, 0, 4, 2)
     with pytest.raises(ReproError, match="layers is 0"):
         language_model_products(5, 5, 5, 0, 4, 2)

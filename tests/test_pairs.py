@@ -159,6 +159,14 @@ def test_files_that_disagree_are_refused(multi30k):
         load_pairs("multi30k")
 
 
+@pytest.mark.parametrize("mark", ["<pad>", "<s>", "</s>"])
+def test_a_word_that_is_a_mark_is_named(tmp_path, mark):
+    (tmp_path / "a.en").write_text("a dog\na cat\n")
+    (tmp_path / "a.de").write_text(f"ein hund\neine {mark} katze\n")
+    with pytest.raises(ReproError, match=f"a.de, line 2 has the word {mark}"):
+        read_pairs(tmp_path / "a.en", tmp_path / "a.de")
+
+
 def test_truncated_gzip_is_named(tmp_path):
     (tmp_path / "a.en").write_text("a dog\n")
     (tmp_path / "a.de.gz").write_bytes(gzip.compress(b"ein hund\n")[:-6])

@@ -1,5 +1,6 @@
 """A store gives back exactly what was put in, or says that it cannot; it never loses and never invents."""
 
+import errno
 import json
 import math
 import os
@@ -7,6 +8,7 @@ import resource
 import subprocess
 import sys
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -108,6 +110,19 @@ def test_a_damaged_record_is_named_set_aside_and_missing(store, capsys, how):
         assert path.with_name(f"{path.name}.damaged-{n}").read_bytes() == damaged
         assert not path.exists()
         assert store.get(TRIAL) is None and store.records("toys") == [] and capsys.readouterr().err == ""
+
+
+def test_a_disk_that_fails_says_nothing_about_a_record(store, monkeypatch):
+    store.put(TRIAL, OUTCOME, {})
+
+    def fails(path):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", fails)
+        with pytest.raises(ReproError, match=r"cannot read the record .*: Too many open files"):
+            store.get(TRIAL)
+    assert store.get(TRIAL) is not None
 
 
 def test_a_misnamed_record_is_refused(store, capsys):

@@ -183,6 +183,15 @@ def test_real_penn_treebank_has_the_published_counts(cache):
     assert text_identity("ptb", cache)["content"] == registry.content(cache / "ptb")
 
 
+def test_a_byte_order_mark_is_no_letter_and_a_lone_carriage_return_no_line_end(tmp_path):
+    path = tmp_path / "text"
+    path.write_bytes("\ufeffthe cat\r\nthe dog\r\n".encode())
+    assert text.read_lines(path) == ["the cat", "the dog"]
+    path.write_bytes(b"the cat\rthe dog\r")
+    with pytest.raises(ReproError, match="line 1 has a carriage return within"):
+        text.read_lines(path)
+
+
 @pytest.mark.parametrize("corpus", GUESSING)
 def test_the_loss_of_guessing_by_frequency(corpus, cache):
     """What a training is held against that may have learned nothing: shares of the training split, on the validation split."""

@@ -182,8 +182,10 @@ def test_writing_ends_at_the_mark_or_at_the_longest_length():
         seen.append(words[0].tolist())
         return nn.functional.one_hot(script[place : place + 1], 9).float(), place + 1
 
-    assert write_greedily(step, 0, 3, longest=4) == [[], [5, 5], [7, 7, 7, 7]]
+    assert write_greedily(step, 0, 3, 4, torch.device("cpu")) == [[], [5, 5], [7, 7, 7, 7]]
     assert seen[0] == [START] * 3 and seen[1] == script[0].tolist()
+    with pytest.raises(ReproError, match="longest sentence to write has 0 words"):
+        write_greedily(step, 0, 3, 0, torch.device("cpu"))
 
 
 def test_a_translator_learns_by_heart():

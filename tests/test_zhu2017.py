@@ -209,6 +209,14 @@ def test_the_probe_finds_the_factor_that_varies():
     assert probe.lifted(0.25) == (4, 4)
 
 
+def test_a_dead_network_has_no_variance_to_share():
+    probe = DenseProbe()
+    assert all(map(math.isnan, probe.variance_shares()))
+    zeros = torch.zeros(4, 4, 1)
+    probe.add_step(0, zeros, zeros, zeros, zeros, zeros)
+    assert all(map(math.isnan, probe.variance_shares()))
+
+
 def test_full_cells_and_those_that_pass_nothing_on():
     """A unit whose gates are open and whose candidate is 1 counts the steps: from c = 10 on tanh(c) is 1, and dc is 0."""
     torch.manual_seed(0)

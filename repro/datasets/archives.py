@@ -30,7 +30,7 @@ def extract(archive: Path, target: Path) -> list[Path]:
 
 def _check(archive: Path, member: tarfile.TarInfo) -> None:
     path = PurePosixPath(member.name)
-    if path.is_absolute() or ".." in path.parts or "\\" in member.name or ":" in path.parts[0]:
+    if path.is_absolute() or ".." in path.parts or "\\" in member.name or ":" in "".join(path.parts[:1]):
         raise ReproError(f"{archive}: {member.name!r} would be written outside the folder; nothing was unpacked")
     if not (member.isfile() or member.isdir()):
         raise ReproError(f"{archive}: {member.name!r} is a link or a device, only files belong there; nothing was unpacked")

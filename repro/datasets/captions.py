@@ -6,7 +6,6 @@ network, in an .npz file. `repro.datasets.madecaptions` makes images that need n
 
 import json
 import re
-import zipfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from repro.datasets.madecaptions import Image
 from repro.datasets.pairs import pad
 from repro.datasets.vocabulary import START, STOP, Vocabulary, sentence_vocabulary
 from repro.errors import ReproError
+from repro.files import DAMAGED
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def _read_annotations(path: Path) -> list[dict]:
         for row in rows:
             if not (isinstance(row["image_id"], int) and isinstance(row["caption"], str)):
                 raise ReproError(f"{path}: {row} has no integer as image_id, or no text as caption")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ReproError(f"cannot read {path} ({error!r}): a captions_*.json of MS-COCO would be right") from error
     if not rows:
         raise ReproError(f"{path} holds no captions")
@@ -71,11 +71,12 @@ def _read_annotations(path: Path) -> list[dict]:
 def _read_features(path: Path) -> dict[int, np.ndarray]:
     try:
         with np.load(path) as arrays:
-            ids, features = arrays["ids"], arrays["features"].astype(np.float32)
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+            ids, features = arrays["ids"], arrays["features"]
+    except DAMAGED as error:
         raise ReproError(f"cannot read {path} ({error}): an .npz file with `ids` and `features` would be right") from error
     if (
         ids.dtype.kind not in "iu"
+        or features.dtype.kind not in "fiu"
         or ids.ndim != 1
         or features.ndim != 2
         or 0 in features.shape
@@ -84,7 +85,7 @@ def _read_features(path: Path) -> dict[int, np.ndarray]:
     ):
         shapes = f"ids {ids.dtype} {ids.shape} and features {features.shape}"
         raise ReproError(f"{path} has {shapes}: integers (n,), none twice, and (n, d) would be right, n and d at least 1")
-    return dict(zip(ids.tolist(), features, strict=True))
+    return dict(zip(ids.tolist(), features.astype(np.float32), strict=True))
 
 
 def caption_vocabulary(images: Sequence[Image], least: int = 1) -> Vocabulary:

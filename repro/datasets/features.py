@@ -4,7 +4,6 @@ import hashlib
 import io
 import json
 import warnings
-import zipfile
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -16,7 +15,7 @@ from scipy import fft, signal
 from repro.datasets.registry import cache_folder
 from repro.datasets.speech import SPLITS, SpeechCorpus, corpus_identity, load_corpus
 from repro.errors import ReproError
-from repro.files import write_atomically
+from repro.files import DAMAGED, write_atomically
 
 CODE_VERSION = 2  # raise it when a feature's value changes: old caches are then computed anew
 WINDOW_SECONDS = 0.020
@@ -89,7 +88,7 @@ def load_features(corpus_name: str, cache: Path | None = None, *, speeds=(1.0,),
             if path.exists():
                 try:
                     return _read(path, corpus_name)
-                except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+                except DAMAGED as error:
                     aside = path.with_suffix(".npz.damaged")
                     path.replace(aside)
                     told = f"{path} is damaged ({error}); set aside as {aside.name} and computed again"

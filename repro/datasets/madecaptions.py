@@ -13,7 +13,7 @@ import numpy as np
 from repro.datasets.draws import Draws, check_options
 
 OPTIONS = ("size", "seed")
-VERSION = 1  # raise it when a feature or a caption of the corpus changes
+VERSION = 2  # raise it, and `code_version` of `CaptionTrial`, when a feature or a caption of the corpus changes
 FEATURES = 64
 CAPTIONS = 5
 NOISE = 0.25  # standard deviation; that of an attribute's vector is 1
@@ -53,21 +53,27 @@ def identity(size: str = "laptop", seed: int = 0) -> dict:
 
 
 def load(size: str = "laptop", seed: int = 0) -> dict[str, list[Image]]:
-    """Images of train, validation and test. Raises ReproError for an unknown size or a seed that is not natural."""
+    """Images of train, validation and test; no scene occurs twice, also not with its groups the other way round.
+
+    Raises ReproError for an unknown size or a seed that is not natural.
+    """
     check_options("made captions", size, SIZES, seed)
-    splits = {}
-    for number, (split, images) in enumerate(SIZES[size].items()):
-        draws, rng = Draws(f"{seed} {split}"), np.random.default_rng([seed, number])
-        splits[split] = [make_image(f"{split}{i}", draws, rng) for i in range(images)]
+    seen, splits = set(), {}
+    for number, (split, wanted) in enumerate(SIZES[size].items()):
+        # 1: zeros at the end of a seed do not count, so that [0, 0] would draw the noise of the numbers of `CODES`.
+        draws, rng, splits[split] = Draws(f"{seed} {split}"), np.random.default_rng([seed, number, 1]), []
+        while len(splits[split]) < wanted:
+            first, second, relation = scene = _draw_scene(draws)
+            if scene not in seen:
+                seen |= {scene, (second, first, INVERSE[relation])}
+                captions = tuple(caption(draws, *scene) for _ in range(CAPTIONS))
+                splits[split].append(Image(f"{split}{len(splits[split])}", features(*scene) + noise(rng), captions))
     return splits
 
 
-def make_image(name: str, draws: Draws, rng: np.random.Generator) -> Image:
-    """`draws` draws what is seen and told, `rng` the noise."""
+def _draw_scene(draws: Draws) -> tuple[Group, Group, str]:
     first, second = (Group(*(draws.ranked(kind) for kind in (COUNTS, COLOURS, SHAPES))) for _ in range(2))
-    relation = draws.ranked(tuple(INVERSE))
-    captions = tuple(caption(draws, first, second, relation) for _ in range(CAPTIONS))
-    return Image(name, features(first, second, relation) + noise(rng), captions)
+    return first, second, draws.ranked(tuple(INVERSE))
 
 
 def features(first: Group, second: Group, relation: str) -> np.ndarray:

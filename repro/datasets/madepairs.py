@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from repro.datasets.draws import Draws, check_options
 
 OPTIONS = ("size", "seed")
-VERSION = 1  # raise it when a sentence of the corpus changes
+VERSION = 1  # raise it, and `code_version` of the trials that read it, when a sentence of the corpus changes
 
 SIZES = {
     "smoke": {"train": 500, "validation": 100, "test": 100},

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from repro.datasets.draws import Draws, check_options
 
 OPTIONS = ("size", "seed")
-VERSION = 1  # raise it when a character of the corpus changes
+VERSION = 1  # raise it, and `code_version` of the trials that read it, when a character of the corpus changes
 
 # Characters of train, validation, test; each text ends with the scene that reaches its number.
 SIZES = {

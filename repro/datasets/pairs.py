@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from repro.datasets import madepairs, registry
 from repro.datasets.madepairs import Pair
 from repro.datasets.text import read_lines
-from repro.datasets.vocabulary import START, STOP, Vocabulary, sentence_vocabulary
+from repro.datasets.vocabulary import PADDING, START, STOP, Vocabulary, sentence_vocabulary
 from repro.errors import ReproError, one_of
 
 MULTI30K_FILES = {"train": "train", "validation": "val", "test": "test_2016_flickr"}
@@ -64,9 +64,14 @@ def load_pairs(name: str, cache: Path | None = None, least: int = 2, **options) 
 def read_pairs(source: Path, target: Path) -> list[Pair]:
     """Line i of one file translates line i of the other; words are apart by spaces.
 
-    Raises ReproError when the numbers of lines differ, and as `repro.datasets.text.read_lines`.
+    Raises ReproError when the numbers of lines differ, for a word that is a mark of padded sentences (`</s>`, ...), and as
+    `repro.datasets.text.read_lines`.
     """
     first, second = read_lines(source), read_lines(target)
+    for path, lines in ((source, first), (target, second)):
+        for number, line in enumerate(lines, start=1):
+            if found := {PADDING, START, STOP}.intersection(line.split()):
+                raise ReproError(f"{path}, line {number} has the word {found.pop()}: it is a mark of this package, replace it")
     if len(first) != len(second):
         raise ReproError(f"{source} has {len(first)} lines but {target} has {len(second)}: they must be equal")
     return [(tuple(one.split()), tuple(other.split())) for one, other in zip(first, second, strict=True)]

@@ -131,7 +131,7 @@ def _problem(entry: dict, folder: Path) -> str | None:
         for name, (size, _) in stamp["files"].items():
             if not (folder / name).is_file() or (folder / name).stat().st_size != size:
                 return f"{name} is missing or does not have its {size} bytes"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"{STAMP} is missing or damaged"
     return None
 

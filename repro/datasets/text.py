@@ -77,13 +77,13 @@ def _known(name: str, options: dict) -> dict:
 
 
 def read_text(path: Path) -> str:
-    """The text of a UTF-8 file, unpacked if its name ends in .gz, line ends as they are.
+    """The text of a UTF-8 file (a byte order mark is no part of it), unpacked if its name ends in .gz, line ends as they are.
 
     Raises ReproError naming the file when it is missing, empty, truncated or not UTF-8.
     """
     try:
         data = path.read_bytes()
-        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
+        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ReproError(f"{path} is not UTF-8 at byte {error.start}: {error.reason}; fetch it again") from error
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -96,11 +96,16 @@ def read_text(path: Path) -> str:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The sentences of a file that has one a line, stripped. Raises ReproError as `read_text`, and for an empty line."""
+    """The sentences of a file that has one a line, stripped.
+
+    Raises ReproError as `read_text`, for an empty line, and for a carriage return within one.
+    """
     lines = [line.strip() for line in read_text(path).removesuffix("\n").split("\n")]
     for number, line in enumerate(lines, start=1):
         if not line:
             raise ReproError(f"{path}, line {number} is empty: every line holds one sentence")
+        if "\r" in line:
+            raise ReproError(f"{path}, line {number} has a carriage return within: lines end in \\n or \\r\\n")
     return lines
 
 

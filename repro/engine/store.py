@@ -168,7 +168,9 @@ class Store:
             return _decode(path.read_bytes(), path)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+        except OSError as error:  # it says nothing about the record, which stays where it is
+            raise ReproError(f"cannot read the record {path}: {error.strerror}") from error
+        except (ValueError, TypeError, AttributeError, KeyError) as error:
             if path not in self._named:
                 self._named.add(path)
                 self._set_aside(path, str(error))

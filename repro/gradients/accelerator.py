@@ -34,6 +34,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from repro.errors import ReproError
+from repro.gradients.macs import check_sizes
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Accelerator:
     scan: int | None = None
 
     def __post_init__(self):
-        _check_sizes(lanes=self.lanes, width=self.width, scan=1 if self.scan is None else self.scan)
+        check_sizes(lanes=self.lanes, width=self.width, scan=1 if self.scan is None else self.scan)
 
     @property
     def elements(self) -> int:
@@ -102,7 +103,7 @@ def simulate(mask: ArrayLike, inputs: int, machine: Accelerator) -> dict[str, Cy
     Raises ReproError for a mask that is not boolean, of another shape, or empty, and for fewer than one input.
     """
     mask = _checked(mask)
-    _check_sizes(inputs=inputs)
+    check_sizes(inputs=inputs)
     steps, batch, gates = mask.shape
     frames, hidden = steps * batch, gates // 4
     nonzero = int(np.count_nonzero(mask))
@@ -129,7 +130,7 @@ def simulate(mask: ArrayLike, inputs: int, machine: Accelerator) -> dict[str, Cy
 
 def simulate_forward(steps: int, batch: int, inputs: int, hidden: int, machine: Accelerator) -> dict[str, Cycles]:
     """Cycles of the two forward products of an LSTM layer, which have no zeros to skip; names as in `simulate`."""
-    _check_sizes(steps=steps, batch=batch, inputs=inputs, hidden=hidden)
+    check_sizes(steps=steps, batch=batch, inputs=inputs, hidden=hidden)
     return {
         "W x": _dense(steps * batch, inputs, 4 * hidden, machine),
         "U h": _dense(steps * batch, hidden, 4 * hidden, machine, steps),
@@ -138,7 +139,7 @@ def simulate_forward(steps: int, batch: int, inputs: int, hidden: int, machine: 
 
 def simulate_output(symbols: int, hidden: int, frames: int, machine: Accelerator) -> dict[str, Cycles]:
     """Cycles of the output layer's three products, all dense, for `frames` = T B; names as in `repro.gradients.macs`."""
-    _check_sizes(symbols=symbols, hidden=hidden, frames=frames)
+    check_sizes(symbols=symbols, hidden=hidden, frames=frames)
     return {
         "V h": _dense(frames, hidden, symbols, machine),
         "dh": _dense(frames, symbols, hidden, machine),
@@ -162,12 +163,6 @@ def _checked(mask: ArrayLike) -> np.ndarray:
     if mask.size == 0:
         raise ReproError(f"mask {mask.shape} is empty: at least one step, sequence and unit are needed")
     return mask
-
-
-def _check_sizes(**sizes: int) -> None:
-    for name, size in sizes.items():
-        if not isinstance(size, int | np.integer) or size < 1:
-            raise ReproError(f"{name} is {size!r}: it must be an integer, at least 1")
 
 
 def _dense(rows: int, inner: int, outputs: int, machine: Accelerator, waits: int = 1) -> Cycles:

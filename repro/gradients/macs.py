@@ -15,6 +15,7 @@ too), no biases, nothing elementwise.
 
 import math
 from collections.abc import Collection, Iterable, Sequence
+from numbers import Integral
 from typing import NamedTuple
 
 from repro.errors import ReproError, one_of
@@ -47,7 +48,7 @@ class Account(NamedTuple):
 
 def lstm_products(inputs: int, hidden: int, steps: int, batch: int, layer: str = "l0") -> list[Product]:
     """The six products of an LSTM layer with `inputs` D and `hidden` H over `steps` T and `batch` B sequences."""
-    _check_sizes(inputs=inputs, hidden=hidden, steps=steps, batch=batch)
+    check_sizes(inputs=inputs, hidden=hidden, steps=steps, batch=batch)
     names = ((FORWARD, False), (BACKWARD, True))
     widths = {"W x": inputs, "dx": inputs, "dW": inputs, "U h": hidden, "dh": hidden, "dU": hidden}
     return [
@@ -80,7 +81,7 @@ def language_model_products(
 
     Raises ReproError for sizes below 1 and names not in `OUTER`.
     """
-    _check_sizes(symbols=symbols, embedding=embedding, hidden=hidden, layers=layers, steps=steps, batch=batch)
+    check_sizes(symbols=symbols, embedding=embedding, hidden=hidden, layers=layers, steps=steps, batch=batch)
     for name in outer:
         one_of("outer layer", name, OUTER)
     products = []
@@ -145,7 +146,8 @@ def _redundant(products: list[Product], sparsity: float | Sequence[float]) -> fl
     layers = list(dict.fromkeys(product.layer for product in products if product.thresholded))
     if not layers:
         raise ReproError("no product with dnet as an operand: count at least one LSTM layer")
-    shares = list(sparsity) if isinstance(sparsity, Iterable) else [sparsity] * len(layers)
+    several = isinstance(sparsity, Iterable) and getattr(sparsity, "ndim", 1) > 0
+    shares = list(sparsity) if several else [float(sparsity)] * len(layers)
     if len(shares) != len(layers):
         raise ReproError(f"{len(shares)} sparsities for {len(layers)} LSTM layers: give one for each, or one number")
     for share in shares:
@@ -158,10 +160,10 @@ def _total(products: list[Product]) -> int:
     return sum(product.macs for product in products)
 
 
-def _check_sizes(**sizes: int) -> None:
+def check_sizes(**sizes: int) -> None:
     for name, size in sizes.items():
-        if size < 1:
-            raise ReproError(f"{name} is {size}: it must be at least 1")
+        if not (isinstance(size, Integral) and size >= 1):
+            raise ReproError(f"{name} is {size!r}: it must be an integer, at least 1")
 
 
 def _check_sparsity(sparsity: float) -> None:

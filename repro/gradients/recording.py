@@ -116,7 +116,7 @@ def record(model: nn.Module) -> Iterator[dict[str, LayerRecord]]:
     """Measure all thresholded LSTM and GRU layers of `model`, in forward and backward passes within the block.
 
     Yields a record for each layer and direction, by name: "rnn.l0_reverse" of a module named "rnn". Both passes must be within
-    the block. Raises ReproError if there is no such layer.
+    the block; those of `dense` are not recorded. Raises ReproError if there is no such layer.
     """
     sites = {
         f"{name}.{site.name}".lstrip("."): (site, module.gate_names)
@@ -126,28 +126,30 @@ def record(model: nn.Module) -> Iterator[dict[str, LayerRecord]]:
     }
     if not sites:
         raise ReproError(f"{type(model).__name__} has no ThresholdedLSTM or ThresholdedGRU: there is nothing to record")
-    records = {}
+    records, before = {}, [site.record for site, _ in sites.values()]
     for name, (site, gates) in sites.items():
         records[name] = site.record = LayerRecord(gates)
     try:
         yield records
     finally:
-        for site, _ in sites.values():
-            site.record = None
+        for (site, _), outer in zip(sites.values(), before, strict=True):
+            site.record = outer
 
 
 @contextmanager
 def dense(model: nn.Module) -> Iterator[None]:
-    """No rule acts on any gradient of `model` in backward passes within the block, and none is told of them."""
+    """No rule acts on any gradient of `model` in backward passes within the block; none is told of them, nor any record."""
     sites = [site for module in model.modules() if isinstance(module, Thresholded) for site in module.sites]
-    before = [(site.rule, site.number) for site in sites]
+    before = [(site.rule, site.number, site.record) for site in sites]
     for site in sites:
         site.rule, site.number = Static(0.0), 0
+        if site.record is not None:
+            site.record = LayerRecord(site.record.gates)  # not None: a pass goes on as the forward pass began it
     try:
         yield
     finally:
-        for site, (rule, number) in zip(sites, before, strict=True):
-            site.rule, site.number = rule, number
+        for site, (rule, number, outer) in zip(sites, before, strict=True):
+            site.rule, site.number, site.record = rule, number, outer
 
 
 def dense_gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from repro.errors import ReproError
 from repro.models.sentences import Recurrent, Stack, check_sizes, evaluating, words_to_say, write_greedily
 
 
@@ -37,12 +38,22 @@ class Captioner(nn.Module):
         self.output = nn.Linear(hidden, symbols)
 
     def forward(self, features: Tensor, captions: Tensor) -> Tensor:
+        self._check(features)
+        if captions.ndim != 2 or captions.shape[1] != len(features):
+            raise ReproError(f"captions of {len(features)} images are {tuple(captions.shape)}: (words, images) is needed")
         x = torch.cat((self.image(features)[None], self.embedding(captions[:-1])))
         h, _ = self.decoder(x, 1 + words_to_say(captions))
         return self.output(self.dropout(h[1:]))
 
+    def _check(self, features: Tensor) -> None:
+        wanted = self.image.weight
+        if features.ndim != 2 or features.shape[1] != wanted.shape[1] or features.dtype != wanted.dtype:
+            found = f"{tuple(features.shape)} {features.dtype}"
+            raise ReproError(f"features of images are {found}: (images, {wanted.shape[1]}) {wanted.dtype} is needed")
+
     def describe(self, features: Tensor, longest: int) -> list[list[int]]:
         """The greedy caption of each image, as indices without marks, at most `longest` words."""
+        self._check(features)
         one = torch.ones(len(features), dtype=torch.long)
         with evaluating(self):
             _, states = self.decoder(self.image(features)[None], one)
@@ -51,4 +62,4 @@ class Captioner(nn.Module):
                 h, after = self.decoder(self.embedding(words), one, before)
                 return self.output(h), after
 
-            return write_greedily(step, states, len(features), longest)
+            return write_greedily(step, states, len(features), longest, features.device)

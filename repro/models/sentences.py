@@ -87,12 +87,17 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         model.train(training)
 
 
-def write_greedily(step: Callable[[Tensor, Any], tuple[Tensor, Any]], state: Any, batch: int, longest: int) -> list[list[int]]:
+def write_greedily(
+    step: Callable[[Tensor, Any], tuple[Tensor, Any]], state: Any, batch: int, longest: int, device: torch.device
+) -> list[list[int]]:
     """The likeliest word at each step, up to `</s>` or `longest` words; the indices of each of `batch` sentences, no marks.
 
-    `step(words (1, B), state) -> logits (1, B, symbols), state`; the first words are `<s>`.
+    `step(words (1, B), state) -> logits (1, B, symbols), state`; the first words are `<s>`. Raises ReproError for `longest`
+    below 1.
     """
-    words, written = torch.full((1, batch), START), []
+    if longest < 1:
+        raise ReproError(f"the longest sentence to write has {longest} words: it must have at least 1")
+    words, written = torch.full((1, batch), START, device=device), []
     unfinished = torch.full((batch,), True)
     while unfinished.any() and len(written) < longest:
         logits, state = step(words, state)

@@ -85,7 +85,11 @@ class Translator(nn.Module):
         with evaluating(self):
             states, read = self.encode(source, lengths)
             one = torch.ones_like(lengths)
-            return write_greedily(lambda words, before: self._decode(words, one, before, read), states, len(lengths), longest)
+
+            def step(words, before):
+                return self._decode(words, one, before, read)
+
+            return write_greedily(step, states, len(lengths), longest, source.device)
 
     def _decode(self, words: Tensor, lengths: Tensor, states: States, read: Read) -> tuple[Tensor, States]:
         h, states = self.decoder(self.target_embedding(words), lengths, states)

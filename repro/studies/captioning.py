@@ -20,6 +20,7 @@ class CaptionTrial(SentenceTrial):
     """Captions of made images (`repro.datasets.madecaptions`)."""
 
     kind: ClassVar[str] = "captions"
+    code_version: ClassVar[int] = 2  # images without a scene of another
     words: ClassVar[int] = 10
 
     def __post_init__(self):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -261,9 +262,14 @@ class DenseProbe:
         return int(below.sum()), int((below & (possible > t)).sum())
 
     def variance_shares(self) -> tuple[float, float]:
-        """Covariance with log |dnet| over its variance: of log |gate derivative|, and of log |arriving gradient|."""
+        """Covariance with log |dnet| over its variance: of log |gate derivative|, and of log |arriving gradient|.
+
+        NaN where dnet is zero everywhere, or does not vary.
+        """
         n, size, squares, derivative, with_derivative, arrived, with_arrived = self._sums.tolist()
-        variance = squares / n - (size / n) ** 2
+        variance = squares / n - (size / n) ** 2 if n else 0.0
+        if variance <= 0:
+            return math.nan, math.nan
         shares = ((with_derivative, derivative), (with_arrived, arrived))
         first, second = ((product / n - total * size / n**2) / variance for product, total in shares)
         return first, second
