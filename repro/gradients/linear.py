@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from repro.errors import ReproError
+from repro.gradients.eager import eager
 from repro.gradients.once import once
 from repro.gradients.recording import Site, Thresholded
 from repro.gradients.thresholds import Rule, as_rule
@@ -31,7 +32,7 @@ class ThresholdedLinear(Thresholded, nn.Linear):
         super().__init__(in_features, out_features, bias, device, dtype)
         self._make_sites(["out"], threshold)
 
-    @torch.compiler.disable  # a graph would keep the rule of its first backward pass
+    @eager  # a graph would keep the rule of its first backward pass
     def forward(self, x: Tensor) -> Tensor:
         return _Threshold.apply(super().forward(x), self.sites[0])
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from repro.errors import ReproError
+from repro.gradients.eager import eager
 from repro.gradients.recording import Thresholded
 from repro.gradients.thresholds import Static
 
@@ -83,7 +84,7 @@ class ThresholdedRNN(Thresholded):
         directions = ("", "_reverse")[: 1 + self.bidirectional]
         self._make_sites([f"l{layer}{direction}" for layer in range(self.num_layers) for direction in directions], threshold)
 
-    @torch.compiler.disable  # its loops are compiled already, and which rule acts is looked up in the backward pass
+    @eager  # its loops are compiled already, and which rule acts is looked up in the backward pass
     def forward(self, input: Tensor | PackedSequence, hx=None):
         """As of `nn.LSTM` and `nn.GRU`: (T, B, input), (B, T, input) if `batch_first`, (T, input), packed -> output, state.
 
