@@ -37,6 +37,17 @@ def test_every_word_of_the_caption_after_the_first_is_foretold():
     assert summed_loss(captioner(), features, captions)[1] == 3 + 1 + 5 + 3
 
 
+def test_features_and_captions_that_do_not_fit_are_named():
+    features, captions = batch()
+    for wrong in (features[:, 1:], features.float(), features[0]):
+        with pytest.raises(ReproError, match=r"features of images are .*: \(images, \d+\) torch.float64 is needed"):
+            captioner()(wrong, captions)
+        with pytest.raises(ReproError, match="features of images"):
+            captioner().describe(wrong, 3)
+    with pytest.raises(ReproError, match="captions of 3 images are"):
+        captioner()(features, captions[:, 1:])
+
+
 def test_padding_changes_neither_loss_nor_gradients():
     """More of it behind the captions, and none at all when each caption is on its own."""
     features, captions = batch()

@@ -168,6 +168,10 @@ def test_the_order_of_products_does_not_matter(order, sparsity):
 
 
 def test_wrong_sizes_names_and_shares_are_named():
+    for share in (np.float32(0.75), np.array(0.75)):
+        assert redundant_share(lstm_products(3, 4, 5, 2), share) == two_thirds(0.75)
+    with pytest.raises(ReproError, match=r"inputs is 2\.5: it must be an integer"):
+        lstm_products(2.5, 4, 5, 2)
     with pytest.raises(ReproError, match="hidden is 0: it must be an integer, at least 1"):
         lstm_products(5, 0, 4, 2)
     with pytest.raises(ReproError, match="layers is 0"):

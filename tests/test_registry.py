@@ -219,6 +219,14 @@ def test_hostile_archives_write_nothing(tmp_path, member):
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["bad.tar.gz", "target"]
 
 
+def test_an_archive_may_begin_with_the_folder_itself(tmp_path):
+    """As `tar -C folder .` writes it."""
+    itself = tarfile.TarInfo(".")
+    itself.type = tarfile.DIRTYPE
+    (tmp_path / "good.tar.gz").write_bytes(tarball({".": itself, "./toy": b"fine"}))
+    assert [path.read_bytes() for path in extract(tmp_path / "good.tar.gz", tmp_path / "target")] == [b"fine"]
+
+
 @pytest.fixture
 def server(place):
     """The mirror's files over HTTP on loopback; its address."""

@@ -405,6 +405,12 @@ def test_exhibits_can_be_shown_before_anything_is_run(exhibit):
     STUDY.verdicts(exhibit.name, results)
 
 
+def test_trainings_without_a_batch_or_a_rate_are_refused():
+    for field, value in (("batch", 0), ("learning_rate", -1.0)):
+        with pytest.raises(ReproError, match=f"{field.replace('_', ' ')} of a training is {value}"):
+            dataclasses.replace(TINY, **{field: value})
+
+
 def test_seeds_and_labels():
     """Seeds name the purpose, not the arm; progress lines name width, rule, normalisation, corpus and seed."""
     assert seed_for("zhu2017", 0, "weights") != seed_for("zhu2017", 0, "windows")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -44,12 +43,10 @@ class RuledTrial(Trial):
     def __post_init__(self):
         super().__post_init__()
         one_of("rule", self.rule, self.rules)
-        sizes = {name: getattr(self, name) for name in ("batch", "hidden", "layers", "length") if hasattr(self, name)}
-        for name, size in sizes.items():
-            if size < 1:
-                raise ReproError(f"{name} of a training is {size}: it must be at least 1")
-        if not 0 < self.learning_rate < math.inf:
-            raise ReproError(f"learning rate of a training is {self.learning_rate}: it must be a positive number")
+        if self.batch < 1:
+            raise ReproError(f"batch of a training is {self.batch}: it must be at least 1")
+        if self.learning_rate <= 0:
+            raise ReproError(f"learning rate of a training is {self.learning_rate}: it must be above 0")
         if not 1 <= self.evaluations <= self.steps:
             raise ReproError(
                 f"{self.evaluations} evaluations in {self.steps} steps: there must be at least 1, at most one a step"
