@@ -156,6 +156,14 @@ def test_a_dnet_of_zeros_changes_no_held_threshold():
     assert rule.known() == before
 
 
+def test_a_gain_of_thousands_loses_the_threshold_and_not_the_training():
+    rule, dnet = HeldSparsity(0.5, gain=5000.0), torch.arange(1.0, 9.0)
+    rule(dnet.clone())
+    for kept in (8, 0, 8, 0):  # everything stays: log t grows by 2500; nothing does: it falls as far
+        rule.observe(0, kept, 8, 8)
+        assert rule.known() is None or 0.0 < rule.known() < math.inf
+
+
 def test_a_rule_that_is_assigned_again_keeps_its_sites():
     rule = HeldSparsity(0.8)
     lstm = ThresholdedLSTM(3, 4, 2, threshold=rule)

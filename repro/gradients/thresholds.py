@@ -15,6 +15,8 @@ from torch import Tensor
 
 from repro.errors import ReproError
 
+_FARTHEST = 700.0  # log t, up or down: float64 holds its exponential
+
 
 class Rule:
     """An entry of dnet stays where `|dnet| > t`; a subclass says which t, by `known` or by `threshold`.
@@ -209,7 +211,8 @@ class HeldSparsity(Rule):
         if not alive or self._logs[site] is None:
             return
         missing = self.sparsity * total - (total - kept)
-        self._logs[site] += self.gain * missing / self._largest[site]
+        log = self._logs[site] + self.gain * missing / self._largest[site]
+        self._logs[site] = max(-_FARTHEST, min(log, _FARTHEST))
         astray = kept == 0 or (kept == alive and missing > 0)
         self._astray[site] = self._astray[site] + total if astray else 0
         if self._astray[site] >= 2 * self._largest[site]:
