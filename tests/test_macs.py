@@ -142,6 +142,11 @@ def test_accounts_of_the_character_model_forward_and_backward_apart():
     assert step.ideal == pytest.approx(15 / 7)
 
 
+def test_products_of_one_pass_alone_make_no_account_of_the_other():
+    backward, step = accounts([product for product in lstm_products(3, 4, 5, 2) if product.backward], 0.5)
+    assert (backward.part, backward.share, step.share) == ("backward", 0.5, 0.5)
+
+
 def test_all_zeros_make_an_infinitely_fast_backward_pass_if_nothing_else_is_counted():
     _, backward, step = accounts(lstm_products(7, 5, 3, 2), 1.0)
     assert backward.ideal == math.inf

@@ -344,14 +344,16 @@ def test_refusals_name_the_layer_and_the_remedy():
 @pytest.mark.skipif(not has_avx512(), reason="needs AVX-512")
 def test_gates_are_exact_near_zero_and_saturate():
     """sigmoid and tanh of the compiled cells over the whole range: to 4e-7 of themselves, and finite at the ends."""
-    sums = np.concatenate([-np.logspace(2, -12, 400), [0.0], np.logspace(-12, 2, 400)])
+    sums = np.concatenate([-np.logspace(2, -12, 400), [0.0], np.logspace(-12, 2, 400), *np.linspace([-10, 8], [-8, 10], 400).T])
     module = nn.RNN(1, len(sums))
     with torch.no_grad():
         for p in module.parameters():
             p.zero_()
         module.bias_ih_l0.copy_(torch.from_numpy(sums))
     found = compile(module, densest=1.0)(torch.zeros(1, 1, 1))[0].flatten().double().numpy()
-    np.testing.assert_allclose(found, np.tanh(np.float32(sums).astype(np.float64)), rtol=4e-7)
+    expected = np.tanh(np.float32(sums).astype(np.float64))
+    np.testing.assert_allclose(found, expected, rtol=4e-7)
+    np.testing.assert_array_equal(abs(found) == 1, abs(np.float32(expected)) == 1)
     lstm = nn.LSTM(1, len(sums))
     with torch.no_grad():
         for p in lstm.parameters():

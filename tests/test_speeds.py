@@ -74,6 +74,14 @@ def test_torchs_own_products_are_those_of_the_masked_dense_computation(means, hi
             assert torch.nn.functional.cosine_similarity(a.double().flatten(), b.flatten(), 0) > 0.99999
 
 
+@pytest.mark.parametrize("hidden", [8, 64])
+def test_torchs_own_products_are_recorded(hidden):
+    one = step(LibraryLSTM(12, hidden, threshold=0.02, means="CSR"))
+    with record(one.layers[0]) as measured:
+        one()
+    assert 0 < measured["l0"].overall()["threshold"] < 1
+
+
 def test_what_torchs_own_products_cannot_do_is_named():
     with pytest.raises(ReproError, match="CSR, columns"):
         LibraryLSTM(3, 4, means="COO")

@@ -1,5 +1,7 @@
 """MACs, cycles and seconds of a training step by its parts: against counts by hand."""
 
+import math
+
 import pytest
 import torch
 
@@ -81,10 +83,14 @@ def test_a_timed_step_has_its_zeros_its_cycles_and_its_times(tmp_path, rule, val
     outcome = trial.run(Context(tmp_path, 1))
     record = Record(trial.key(), "zhu2017", trial.kind, trial.describe(), outcome.metrics, outcome.curves, False, {})
     rows = parts.rows(Results(None, {"one, timed": [trial]}, {trial.key(): record}), "one, timed")
-    forward, backward, step = rows
-    assert [row["part"] for row in rows] == list(parts.PARTS)
+    (forward, backward, step), whole, with_embedding = rows[:3], rows[3:6], rows[6:]
+    assert [(row["part"], row["n"]) for row in rows] == [(part, 1) for part in parts.PARTS] * 3
     assert forward["redundant, %"] == 0
     assert backward["redundant, %"] == pytest.approx(1.5 * step["redundant, %"])
     assert forward["MACs of the step, %"] == pytest.approx(100 / 3)
     assert 1 < step["simulated"] <= step["ideal"] * 1.05
-    assert all(row["measured"] > 0 for row in rows)
+    assert all(row["measured"] > 0 for row in rows[:6]) and [row["measured"] for row in whole] != [
+        row["measured"] for row in rows[:3]
+    ]
+    assert all(math.isnan(row["measured"]) for row in with_embedding)
+    assert outcome.curves["model_steps"]["method"] == outcome.curves["steps"]["method"]

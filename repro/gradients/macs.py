@@ -134,12 +134,15 @@ def ideal_speedup(share: float) -> float:
 
 
 def accounts(products: Iterable[Product], sparsity: float | Sequence[float]) -> list[Account]:
-    """Forward, backward and both together; `sparsity` as in `redundant_share`. All redundant MACs are backward."""
+    """Forward, backward and both together, as far as `products` are; `sparsity` as in `redundant_share`.
+
+    All redundant MACs are backward.
+    """
     products = list(products)
     redundant = _redundant(products, sparsity)
     backward, step = (_total(part) for part in ([p for p in products if p.backward], products))
     counts = {"forward": (step - backward, 0.0), "backward": (backward, redundant), "step": (step, redundant)}
-    return [Account(part, macs, zero, zero / macs, ideal_speedup(zero / macs)) for part, (macs, zero) in counts.items()]
+    return [Account(part, macs, zero, zero / macs, ideal_speedup(zero / macs)) for part, (macs, zero) in counts.items() if macs]
 
 
 def _redundant(products: list[Product], sparsity: float | Sequence[float]) -> float:

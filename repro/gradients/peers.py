@@ -88,7 +88,7 @@ def _layer(means: str) -> type[torch.autograd.Function]:
         def backward(ctx, d_out, d_h, d_c):
             x, w_ih, w_hh, before_h, before_c, gates, tanh_c = ctx.saved_tensors
             steps = [frames for _, frames in ctx.course.steps()]
-            form = _compiled_steps if ctx.compiled else _torch_steps
+            form = _compiled_steps if ctx.compiled and ctx.site.record is None else _torch_steps
             dnet, d_h, d_c = form(products.before, d_out, d_h, d_c, w_hh, before_c, gates, tanh_c, ctx.course, ctx.site)
             dx = products.before(dnet, w_ih, steps)
             d_w, d_u = (products.weights(dnet, part, steps) for part in (x, before_h))

@@ -75,18 +75,22 @@ class LayerRecord:
 
     def sparsity(self) -> Tensor:
         """Share of zeros, (steps, gates); NaN where there was no entry."""
-        return torch.stack(self.zeros).sum(2).double() / torch.tensor(self.totals).double()[:, None]
+        return self._counted().sum(2).double() / torch.tensor(self.totals).double()[:, None]
 
     def by_cause(self) -> Tensor:
         """Share of the entries of dnet that are zero for each of `CAUSES`, (steps, gates, causes)."""
-        return torch.stack(self.zeros).double() / torch.tensor(self.totals).double()[:, None, None]
+        return self._counted().double() / torch.tensor(self.totals).double()[:, None, None]
 
     def overall(self) -> dict[str, float]:
-        """Share of all entries that are zero, by cause and as "sparsity"; ReproError if there was no backward pass."""
-        if not self.zeros:
-            raise ReproError("nothing is recorded: no backward pass ran within the block of `record`")
-        zeros, total = torch.stack(self.zeros).sum((0, 1)), sum(self.totals) * len(self.gates)
+        """Share of all entries that are zero, by cause and as "sparsity"."""
+        zeros, total = self._counted().sum((0, 1)), sum(self.totals) * len(self.gates)
         return dict(zip(CAUSES, (zeros / total).tolist(), strict=True)) | {"sparsity": int(zeros.sum()) / total}
+
+    def _counted(self) -> Tensor:
+        """(steps, gates, causes); ReproError if there was no backward pass."""
+        if not self.zeros:
+            raise ReproError("nothing is recorded: no backward pass of this layer ran within the block of `record`")
+        return torch.stack(self.zeros)
 
     def add_gates(self, activations: Tensor) -> None:
         """`activations`: (frames, gates, hidden), of a whole forward pass."""
@@ -165,7 +169,8 @@ def dense_gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
 def cosines(model: nn.Module, reference: dict[str, Tensor]) -> dict[str, float]:
     """Cosine of each parameter's `.grad` with the `reference` of `dense_gradients`; under "all" that of all together.
 
-    The correlation of the paper's Figure 3 is that of the weights of the LSTM layers. NaN where a gradient is zero.
+    The correlation of the paper's Figure 3 is that of the weights of the LSTM layers. NaN where a gradient is zero,
+    or so small that float64 has no squares of it.
     """
     products, ours, theirs = {}, {}, {}
     for name, parameter in model.named_parameters():

@@ -3,10 +3,12 @@
 import torch
 from torch import Tensor, nn
 
+from repro.errors import ReproError
 from repro.gradients import compiled
 from repro.gradients.eager import eager
 from repro.gradients.once import once
 from repro.gradients.products import packed
+from repro.gradients.recording import Thresholded
 
 
 @eager
@@ -16,7 +18,11 @@ def summed_loss(x: Tensor, decoder: nn.Linear, targets: Tensor) -> Tensor:
     `nn.functional.cross_entropy(decoder(x), targets, reduction="sum")` and its gradients, but that (n, symbols) numbers are
     written twice, logits and probabilities, instead of six times; and in float32 on the CPU by this package's products, which
     use vectors of 512 bits where torch's library takes half of that on some processors.
+
+    Raises ReproError for a `ThresholdedLinear`: no rule would act on its gradients here.
     """
+    if isinstance(decoder, Thresholded):
+        raise ReproError("the decoder is a ThresholdedLinear, whose rule would not act here: take cross_entropy(decoder(x))")
     with torch.autocast(x.device.type, enabled=False):  # in the numbers of the weights
         return _SummedLoss.apply(x.to(decoder.weight.dtype), decoder.weight, decoder.bias, targets)
 

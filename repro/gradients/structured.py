@@ -21,7 +21,7 @@ class ColumnTopK(TopK):
         """0 for columns that stay, infinity for the others, (gates * hidden,)."""
         rows = dnet.reshape(-1, dnet.shape[-1])
         norms = torch.linalg.vector_norm(rows, dim=0, dtype=torch.float64)  # squares of small float32 would underflow
-        return torch.where(norms <= super().threshold(norms), math.inf, 0.0)
+        return torch.where(norms <= super().threshold(norms), math.inf, 0.0).to(dnet)
 
     def __repr__(self) -> str:
         return f"ColumnTopK({self.sparsity:g})"

@@ -65,6 +65,21 @@ class Step:
         return rules
 
 
+class WholeStep:
+    """The forward and the backward pass of `loss()`, the gradients of all of `model` formed; called: the seconds of both."""
+
+    def __init__(self, model: nn.Module, loss: Callable[[], Tensor]):
+        self.model, self.loss = model, loss
+
+    def __call__(self) -> tuple[float, float]:
+        self.model.zero_grad()
+        begin = time.perf_counter()
+        loss = self.loss()
+        middle = time.perf_counter()
+        loss.backward()
+        return middle - begin, time.perf_counter() - middle
+
+
 @contextmanager
 def _replaced(layers: nn.ModuleList, make: Callable[[Rule], Rule]) -> Iterator[list[Rule]]:
     if not all(isinstance(layer, ThresholdedLSTM) for layer in layers):
@@ -122,7 +137,7 @@ def keep_memory() -> None:
         tell(_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def interleaved(steps: Mapping[str, Step], rounds: int) -> dict[str, np.ndarray]:
+def interleaved(steps: Mapping[str, Step | WholeStep], rounds: int) -> dict[str, np.ndarray]:
     """(rounds, 2) seconds, forward and backward, of each step: in turn, the order reversed from round to round.
 
     What disturbs the machine meets all of them. A first call of each, which compiles and finds memory, does not count.

@@ -49,6 +49,12 @@ class _Lanes:
     def __rtruediv__(self, other):
         return self._emit("fdiv", self._of(other), self.value)
 
+    def magnitude(self):
+        return _Lanes(self.builder, _call(self.builder, "llvm.fabs.v16f32", self.value))
+
+    def signed_as(self, other):
+        return _Lanes(self.builder, _call(self.builder, "llvm.copysign.v16f32", self.value, other.value))
+
     def at_least(self, bound: float):
         return self._bounded("<", bound)
 
@@ -61,9 +67,10 @@ class _Lanes:
         return _Lanes(self.builder, self.builder.select(outside, self._of(bound), self.value))
 
 
-def _nearest(builder, value):
-    kind = ir.FunctionType(value.type, [value.type])
-    return builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.rint.v16f32"), [value])
+def _call(builder, name: str, *values):
+    """A function of vectors to one of their kind."""
+    kind = ir.FunctionType(values[0].type, [value.type for value in values])
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), values)
 
 
 def _expm1(x: _Lanes) -> _Lanes:
@@ -73,7 +80,7 @@ def _expm1(x: _Lanes) -> _Lanes:
     """
     x = x.at_least(-88.0).at_most(88.0)
     builder = x.builder
-    k = _Lanes(builder, _nearest(builder, (x * 1.4426950408889634).value))
+    k = _Lanes(builder, _call(builder, "llvm.rint.v16f32", (x * 1.4426950408889634).value))
     r = x - k * 0.693359375 - k * -2.12194440e-4  # the first product is exact
     series = r * (1 / factorial(8)) + 1 / factorial(7)
     for power in range(6, 0, -1):
@@ -85,13 +92,27 @@ def _expm1(x: _Lanes) -> _Lanes:
     return power_of_two * (series * r) + (power_of_two - 1.0)
 
 
+def _where_above(x: _Lanes, bound: float, then, otherwise) -> _Lanes:
+    """`then` where x > `bound`, `otherwise` elsewhere, NaN included."""
+    above = x.builder.fcmp_ordered(">", x.value, x._of(bound))
+    return _Lanes(x.builder, x.builder.select(above, x._of(then), x._of(otherwise)))
+
+
 def _sigmoid(x: _Lanes) -> _Lanes:
-    return 1.0 / (_expm1(x * -1.0) + 2.0)
+    """1 / (e^|x| + 1) if x is negative, 1 less that if it is not: e^-|x| - 1 would lose what it is above -1."""
+    rest = 1.0 / (_expm1(x.magnitude()) + 2.0)
+    return _where_above(x, 0.0, rest * -1.0 + 1.0, rest)
 
 
 def _tanh(x: _Lanes) -> _Lanes:
-    e = _expm1((x * 2.0).at_most(40.0))
-    return e / (e + 2.0)
+    """With e = e^2|x| - 1 it is e / (e + 2) and, above 1/2, 1 - 2 / (e + 2) rather than a quotient of neighbours.
+
+    e / (e + 2) is 1 from |x| = 8.66 on, tanh in float32 from 9.01 on. What is between decides which full cells of an LSTM pass
+    no gradient on: 1 - tanh(c)^2.
+    """
+    e = _expm1((x.magnitude() * 2.0).at_most(40.0))
+    quotient = _where_above(e, 2.0, -2.0, e) / (e + 2.0)
+    return (quotient + _where_above(e, 2.0, 1.0, 0.0)).signed_as(x)
 
 
 def _gru(x, u, bias, h, c):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -159,15 +160,17 @@ class TrainedSpeedTrial(Trial):
     """The LSTM layers of a character model within its training, with the zeros that its rule makes there; one repeat.
 
     The `training` is followed for a share `after` of its updates; the step that comes next is then taken over and over: its
-    layers' forward and backward pass by "nn.LSTM", by this package without a rule ("dense"), and with it ("scattered").
+    layers' forward and backward pass by "nn.LSTM", by this package without a rule ("dense"), and with it ("scattered"); then
+    those of the whole model, from the symbols to the loss.
 
-    Curve `steps` as of `SpeedTrial`; curve `zeros`, a row for each `layer`, the lowest first: the share of `zeros` in its dnet
-    and its cycles on the simulated accelerator, as `repro.studies.probing.Meter` has them.
+    Curves `steps`, of the layers, and `model_steps`, as of `SpeedTrial`; curve `zeros`, a row for each `layer`, the lowest first:
+    the share of `zeros` in its dnet and its cycles on the simulated accelerator, as `repro.studies.probing.Meter` has them;
+    metric `symbols`, how many the vocabulary has.
     """
 
     study: ClassVar[str] = "zhu2017"
     kind: ClassVar[str] = "trained speed"
-    code_version: ClassVar[int] = 2  # with cycles
+    code_version: ClassVar[int] = 3  # with the whole model
     timing: ClassVar[bool] = True
 
     training: CharacterTrial
@@ -185,7 +188,7 @@ class TrainedSpeedTrial(Trial):
 
     def seconds(self) -> float:
         followed = replace(self.training, snapshots=())
-        return 1 + self.after * followed.seconds() + 4 * self.rounds * followed.seconds() / self.training.steps
+        return 1 + self.after * followed.seconds() + 8 * self.rounds * followed.seconds() / self.training.steps
 
     def label(self) -> str:
         return f"steps within {self.training.label()}"
@@ -194,30 +197,47 @@ class TrainedSpeedTrial(Trial):
         from torch import nn
 
         from repro.gradients import ThresholdedLSTM
-        from repro.gradients.timing import Step, interleaved
+        from repro.gradients.timing import Step, WholeStep, interleaved
 
-        layers, *rest = self._followed()
-        width = self.training.hidden
-        plain, dense = ([kind(width, width) for _ in layers] for kind in (nn.LSTM, ThresholdedLSTM))
-        for copies in (plain, dense):
-            for copy, layer in zip(copies, layers, strict=True):
-                copy.load_state_dict(layer.state_dict())
-        steps = {NN: Step(plain, *rest), DENSE: Step(dense, *rest), SCATTERED: Step(layers, *rest)}
+        model, batch, states = self._followed()
+        others = {name: _with_layers(model, kind) for name, kind in ((NN, nn.LSTM), (DENSE, ThresholdedLSTM))}
+        models = others | {SCATTERED: model}
+        arriving = self._arriving(model, batch, states)
+        steps = {name: Step(list(each.layers), *arriving, states) for name, each in models.items()}
         measured = _measured(steps[SCATTERED])
-        overall = sum(measured["zeros"]) / len(layers)
-        rows = [
-            {"method": name, "sparsity": overall * (name == SCATTERED), "zeros": overall * (name == SCATTERED)}
-            | _summary(times)
-            for name, times in interleaved(steps, self.rounds).items()
-        ]
-        curves = {"steps": {name: [row[name] for row in rows] for name in rows[0]}}
-        return Outcome({}, curves | {"zeros": measured})
+        overall = sum(measured["zeros"]) / len(measured["zeros"])
+        curves = {"zeros": measured}
+        whole = {name: WholeStep(each, partial(self._loss, each, batch, states)) for name, each in models.items()}
+        for curve, competitors in (("steps", steps), ("model_steps", whole)):
+            rows = [
+                {"method": name, "sparsity": overall * (name == SCATTERED), "zeros": overall * (name == SCATTERED)}
+                | _summary(times)
+                for name, times in interleaved(competitors, self.rounds).items()
+            ]
+            curves[curve] = {name: [row[name] for row in rows] for name in rows[0]}
+        return Outcome({"symbols": model.decoder.out_features}, curves)
 
-    def _followed(self):
-        """(layers, their input, the gradient that arrives, states) of the step after the last update."""
+    def _loss(self, model, batch, states):
+        from torch.nn.functional import cross_entropy
+
+        tokens, targets = batch
+        logits, _ = model(tokens, states)
+        return cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum") / self.training.items()
+
+    def _arriving(self, model, batch, states):
+        """(input, arriving gradient) of the layers."""
         import torch
         from torch.nn.functional import cross_entropy
 
+        tokens, targets = batch
+        with torch.no_grad():
+            out, _ = model.decoder_input(tokens, states)
+        out.requires_grad_()
+        loss = cross_entropy(model.decoder(out).flatten(0, 1), targets.flatten(), reduction="sum") / self.training.items()
+        return model.embedding(tokens).detach(), *torch.autograd.grad(loss, out)
+
+    def _followed(self):
+        """(model, (tokens, targets), states of its layers) of the step after the last update."""
         course = replace(self.training, snapshots=(), measurements=1).course()
         model = course.model
         updates = round(self.after * self.training.steps)
@@ -227,16 +247,17 @@ class TrainedSpeedTrial(Trial):
             (summed / items).backward()
             course.optimizer.step()
             course.after_step()
-        tokens, targets = course.windows.at(updates)
         states = None if course.windows.starts_pass(updates) else course.carried.state
-        with torch.no_grad():
-            out = x = model.embedding(tokens)
-            for layer, state in zip(model.layers, states or [None] * len(model.layers), strict=True):
-                out, _ = layer(out, state)
-        out.requires_grad_()
-        loss = cross_entropy(model.decoder(out).flatten(0, 1), targets.flatten(), reduction="sum") / self.training.items()
-        (d_out,) = torch.autograd.grad(loss, out)
-        return list(model.layers), x, d_out, states
+        return model, course.windows.at(updates), states
+
+
+def _with_layers(model, kind):
+    """The model with layers of another kind, of the same weights."""
+    other = copy.deepcopy(model)
+    for i, layer in enumerate(model.layers):
+        other.layers[i] = kind(layer.input_size, layer.hidden_size)
+        other.layers[i].load_state_dict(layer.state_dict())
+    return other
 
 
 def _measured(step: Step) -> dict[str, list]:

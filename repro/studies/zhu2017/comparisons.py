@@ -35,6 +35,12 @@ def column(record: Record, curve: str, name: str) -> np.ndarray:
     return np.array(record.curves[curve][name])
 
 
+def without_records(results: Results) -> str:
+    """For a figure's note: the arms that have no record yet; "" if all have one, or none has."""
+    names = [arm for arm in results.arms if not results.seeds(arm)]
+    return f"\nno records yet: {', '.join(names)}" if 0 < len(names) < len(results.arms) else ""
+
+
 # ----------------------------------------------------------------------------------------------------------- zeros
 
 

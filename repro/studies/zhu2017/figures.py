@@ -16,7 +16,7 @@ from repro.studies.zhu2017 import comparisons as c
 from repro.studies.zhu2017 import quantities as q
 from repro.studies.zhu2017.comparisons import paper, per_seed
 from repro.studies.zhu2017.profiles import DENSE, GUESSING, NT, THRESHOLDS, TIMED, N, corpus_note, held_name, short, static_name
-from repro.studies.zhu2017.speed import machine_of, measured_speedup
+from repro.studies.zhu2017.speed import ideal_speedup, machine_of, measured_speedup
 
 BLUE, RED, GREEN, PINK, ORANGE, SKY = plots.PALETTE
 
@@ -78,7 +78,7 @@ def activations(results: Results) -> Figure:
         ax.set_ylabel("share of activations, % (log scale)")
     plots.plain_log(axes[0, 0], "y")
     plots.ours_and_paper_legend(axes.flat[0])
-    plots.note(figure, f"t = 0, NT, all layers, mean over replicates; {corpus_note(results.profile)}")
+    plots.note(figure, f"t = 0, NT, all layers, mean over replicates, 100 bins a gate; {corpus_note(results.profile)}")
     return figure
 
 
@@ -134,7 +134,7 @@ def zeros_over_training(results: Results) -> Figure:
         ax.set_xlabel("training, %")
     plots.ours_and_paper_legend(axes[0][0], columns=6)
     words = f"1: nearest the input; N: loss summed over time; {corpus_note(results.profile)}"
-    plots.note(figure, words + _without_records(results))
+    plots.note(figure, words + c.without_records(results))
     return figure
 
 
@@ -156,14 +156,8 @@ def losses(results: Results) -> Figure:
         plots.legend_below(ax, columns=3)
     axes[0].set_ylabel("validation loss, nats a symbol")
     words = f"a line a seed; the paper's curves could not be seen; {corpus_note(results.profile)}"
-    plots.note(figure, words + _without_records(results))
+    plots.note(figure, words + c.without_records(results))
     return figure
-
-
-def _without_records(results: Results) -> str:
-    """For a note: the arms that have none yet."""
-    names = [arm for arm in results.arms if not results.seeds(arm)]
-    return f"; no records yet: {', '.join(names)}" if 0 < len(names) < len(results.arms) else ""
 
 
 def causes(results: Results) -> Figure:
@@ -235,7 +229,7 @@ def dynamic(results: Results) -> Figure:
         if arm == base or not np.isfinite(cost).any():
             continue
         colour, marker = families[trials[0].rule]
-        face = {} if trials[0].normalisation == NT else {"markerfacecolor": "none"}
+        face = {} if trials[0].normalisation == NT else {"markerfacecolor": "none", "zorder": 4}  # hollow: shows what is below
         label = f"{names[trials[0].rule]}{'' if trials[0].normalisation == NT else ', N'}"
         plots.points(right, [interval(zeros)[0]], *np.array([interval(cost)]).T, label, color=colour, fmt=marker, **face)
         right.plot(zeros, cost, ".", color=colour, markersize=4, alpha=0.7)
@@ -250,7 +244,7 @@ def dynamic(results: Results) -> Figure:
     right.set_ylabel("test loss against t = 0, %\n(linear from -2 to 2, then log scale)")
     for ax in (left, right):
         plots.legend_below(ax, columns=3)
-    plots.note(figure, f"95 % interval, a dot a seed; {corpus_note(results.profile)}")
+    plots.note(figure, f"95 % interval, a dot a seed; {corpus_note(results.profile)}" + c.without_records(results))
     return figure
 
 
@@ -263,7 +257,7 @@ def macs(results: Results) -> Figure:
     for arm, colour in zip(trained, (GREEN, ORANGE, BLUE), strict=True):
         share = interval(per_seed(results, arm, c.training_zeros))[0]
         kinds = (
-            ("ideal", 1 / (1 - per_seed(results, arm, q.redundant_share)), "o", {"markerfacecolor": "none"}),
+            ("ideal", per_seed(results, arm, ideal_speedup), "o", {"markerfacecolor": "none"}),
             ("simulated", per_seed(results, arm, q.simulated_speedup), "s", {}),
         )
         for kind, values, marker, face in kinds:

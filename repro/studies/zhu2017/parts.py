@@ -12,7 +12,6 @@ from repro.studies.base import Results
 from repro.studies.gates import MACHINE
 from repro.studies.speeds import DENSE, NN, SCATTERED
 from repro.studies.zhu2017 import comparisons as c
-from repro.studies.zhu2017.profiles import TIMED
 
 if TYPE_CHECKING:
     from repro.gradients.macs import Account
@@ -29,7 +28,7 @@ def accounts(record: Record, outer: tuple[str, ...] = ()) -> dict[str, Account]:
 
     spec = record.spec.get("training", record.spec)
     zeros = c.zeros_by_layer(record) / 100 if spec is record.spec else c.column(record, "zeros", "zeros")
-    symbols = record.metrics["symbols"] if outer else 1  # the LSTM layers do not ask for it, and a timed step has none
+    symbols = record.metrics["symbols"] if outer else 1  # the LSTM layers do not ask for it
     sizes = (spec[name] for name in ("hidden", "hidden", "layers", "length", "batch"))
     return {
         account.part: account for account in macs.accounts(macs.language_model_products(symbols, *sizes, outer=outer), zeros)
@@ -58,21 +57,25 @@ def simulated(record: Record, outer: tuple[str, ...] = ()) -> ByPart:
     return {"forward": 1.0, "backward": dense / skipping, "step": (forward + dense) / (forward + skipping)}
 
 
-def measured(record: Record) -> ByPart:
-    """Of the layers of a training, over the dense step that was the faster one."""
-    times = pd.DataFrame(record.curves["steps"]).set_index("method")[list(PARTS)]
+def measured(record: Record, outer: tuple[str, ...] = ()) -> ByPart:
+    """Over the dense step that was the faster one, of the layers of a training or with the output layer of the whole model.
+
+    NaN with an embedding as a product: the model looks it up.
+    """
+    if "embedding" in outer:
+        return dict.fromkeys(PARTS, math.nan)
+    times = pd.DataFrame(record.curves["model_steps" if outer else "steps"]).set_index("method")[list(PARTS)]
     return (times.loc[times.loc[[NN, DENSE], "step"].idxmin()] / times.loc[SCATTERED]).to_dict()
 
 
 def rows(results: Results, arm: str) -> list[dict]:
-    """Means over seeds, by what is counted and by part; of a timed step the LSTM layers alone."""
+    """Means over `n` seeds, by what is counted and by part."""
     records = results.seeds(arm)
     found = []
     for counted, outer in COUNTED.items():
-        if records and not (outer and arm.endswith(TIMED)):
-            for part in PARTS:
-                means = pd.DataFrame([_columns(record, outer, part) for record in records]).mean()
-                found.append({"": arm, "counted": counted, "part": part} | means.to_dict())
+        for part in PARTS if records else ():
+            means = pd.DataFrame([_columns(record, outer, part) for record in records]).mean()
+            found.append({"": arm, "counted": counted, "part": part} | means.to_dict() | {"n": len(records)})
     return found
 
 
@@ -83,5 +86,5 @@ def _columns(record: Record, outer: tuple[str, ...], part: str) -> dict[str, flo
         "redundant, %": 100 * account[part].share,
         "ideal": account[part].ideal,
         "simulated": simulated(record, outer)[part],
-        "measured": measured(record)[part] if "steps" in record.curves else math.nan,
+        "measured": measured(record, outer)[part] if "steps" in record.curves else math.nan,
     }

@@ -69,7 +69,7 @@ def cosine_step_at_80_percent(results: Results):
 
 
 def cosine_step_at_80_percent_smallest(results: Results):
-    return per_seed(results, DENSE, lambda record: min(c.cosine_at_percent(record, 80, at) for at in SNAPSHOTS))
+    return per_seed(results, DENSE, lambda record: np.min([c.cosine_at_percent(record, 80, at) for at in SNAPSHOTS]))
 
 
 def decades_of_the_cliff(results: Results):
@@ -125,12 +125,16 @@ def printed_zeros_largest_deviation(results: Results):
     return c.of_extreme(found, lambda mean: -mean)
 
 
-def zeros_percent_smallest_layer_1e_6(results: Results):
-    return per_seed(results, static_name(1e-6), lambda record: c.zeros_by_layer(record).min())
+def _farthest_from_80(shares: np.ndarray) -> float:
+    return shares[np.argmax(abs(shares - 80))]
 
 
-def zeros_percent_smallest_tenth_1e_6(results: Results):
-    return per_seed(results, static_name(1e-6), lambda record: c.zeros_by_tenth(record).min())
+def zeros_percent_farthest_layer_1e_6(results: Results):
+    return per_seed(results, static_name(1e-6), lambda record: _farthest_from_80(c.zeros_by_layer(record)))
+
+
+def zeros_percent_farthest_tenth_1e_6(results: Results):
+    return per_seed(results, static_name(1e-6), lambda record: _farthest_from_80(c.zeros_by_tenth(record)))
 
 
 # ------------------------------------------------------------------------------------------------------- figure 5: losses
@@ -335,8 +339,8 @@ QUANTITIES: dict[str, Quantity] = (
             decades_from_45_to_80_percent,
             cosine_step_printed_rule,
             printed_zeros_largest_deviation,
-            zeros_percent_smallest_layer_1e_6,
-            zeros_percent_smallest_tenth_1e_6,
+            zeros_percent_farthest_layer_1e_6,
+            zeros_percent_farthest_tenth_1e_6,
             zeros_percent_largest_harmless_threshold,
             relative_validation_loss_1e_6_mean,
             validation_loss_second_half_1e_5,

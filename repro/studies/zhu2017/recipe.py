@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import product
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from matplotlib.figure import Figure
 from repro.report import plots
 from repro.studies.base import Arms, Exhibit, Quantity, Results
 from repro.studies.comparing import beside
-from repro.studies.zhu2017.comparisons import of_extreme, paper, per_seed
+from repro.studies.zhu2017.comparisons import mean_or_nan, of_extreme, paper, per_seed, without_records
 from repro.studies.zhu2017.profiles import GUESSING, NT, N, Profile, arm, corpus_note
 from repro.studies.zhu2017.variations import (
     BRIEF,
@@ -68,7 +69,12 @@ def recipe_zeros_range(results: Results):
 
 
 def recipe_zeros_nearest_80(results: Results):
-    return of_extreme([zeros(results, recipe) for recipe in recipes(results.profile)], lambda mean: -abs(mean - 80))
+    """NaN while a recipe has no records, or if no dense training learned more than how often each symbol occurs."""
+    found = recipes(results.profile)
+    learned = [zeros(results, recipe) for recipe in found if not not_learned(results, [recipe])]
+    if not learned or any(math.isnan(mean_or_nan(dense_loss(results, recipe))) for recipe in found):
+        return np.full(results.profile.seeds, math.nan)
+    return of_extreme(learned, lambda mean: -abs(mean - 80))
 
 
 def recipe_largest_relative_loss(results: Results):
@@ -150,7 +156,7 @@ def figure(results: Results) -> Figure:
     for ax in (left, middle):
         ax.set_xlabel("learning rate of Adam (log scale)")
     words = f"{results.profile.recipe_steps} updates, 95 % interval; {corpus_note(results.profile)}"
-    plots.note(drawn, words + not_learned(results, recipes(results.profile)))
+    plots.note(drawn, words + not_learned(results, recipes(results.profile)) + without_records(results))
     return drawn
 
 

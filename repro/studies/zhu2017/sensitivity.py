@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from repro.report import plots
 from repro.studies.base import Arms, Exhibit, Quantity, Results
 from repro.studies.comparing import beside
-from repro.studies.zhu2017.comparisons import of_extreme, paper
+from repro.studies.zhu2017.comparisons import of_extreme, paper, without_records
 from repro.studies.zhu2017.profiles import CORPORA, GUESSING, Profile, arm, corpus_note
 from repro.studies.zhu2017.variations import (
     BRIEF,
@@ -100,14 +100,14 @@ def figure(results: Results) -> Figure:
     """Above the zeros of every setting, below what they cost; a column for each axis."""
     axes_of = settings(results.profile)
     drawn, panels = plots.new_figure(2, len(axes_of), size=(2.8 * len(axes_of), 6.4), sharex="col", sharey="row")
-    looks = {DENSE: ("black", "s"), PAPERS: (GREEN, "o"), HELD: (BLUE, "D")}
+    looks = {DENSE: ("black", "s", "black"), PAPERS: (GREEN, "o", GREEN), HELD: (BLUE, "D", "none")}
     zeros_in_print = paper("sensitivity", "all", "zeros_percent_low")
     loss_in_print = paper("sensitivity", "all", "relative_validation_loss_percent_high")
     words = f"paper: more than {zeros_in_print.value:g} % of zeros, loss less than {loss_in_print.value:g} % higher"
     for (axis, found), (above, below) in zip(axes_of.items(), panels.T, strict=True):
         x = np.arange(len(found))
-        for name, (colour, marker) in looks.items():
-            look = {"color": colour, "fmt": marker}
+        for name, (colour, marker, face) in looks.items():
+            look = {"color": colour, "fmt": marker, "markerfacecolor": face}
             plots.points(above, x, *bars(zeros(results, setting, name) for setting in found), name, **look)
             if name != DENSE:
                 plots.points(below, x, *bars(cost(results, setting, name) for setting in found), name, **look)
@@ -121,7 +121,7 @@ def figure(results: Results) -> Figure:
     plots.ours_and_paper_legend(panels[0, 0], columns=4)
     steps = results.profile.sensitivity_steps
     words = f"NT, {steps} updates, the rest as the main model, 95 % interval; {corpus_note(results.profile)}"
-    plots.note(drawn, words + not_learned(results, _all(results)))
+    plots.note(drawn, words + not_learned(results, _all(results)) + without_records(results))
     return drawn
 
 

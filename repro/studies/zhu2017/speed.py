@@ -62,7 +62,7 @@ def measured_speedup(record: Record) -> float:
 
 
 def ideal_speedup(record: Record) -> float:
-    """What the zeros of the very step that was timed promise: all layers have as many MACs."""
+    """What the zeros of a training promise, or those of the very step that was timed; LSTM layers."""
     return parts.accounts(record)["step"].ideal
 
 

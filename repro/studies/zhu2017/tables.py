@@ -239,7 +239,7 @@ def macs(results: Results) -> Tables:
                 paper("macs", "sparsified", "redundant_percent_low"),
                 100 * per_seed(results, arm, q.redundant_share),
             ),
-            (arm, "ideal speed-up", None, 1 / (1 - per_seed(results, arm, q.redundant_share))),
+            (arm, "ideal speed-up", None, per_seed(results, arm, ideal_speedup)),
             (arm, "simulated speed-up", None, per_seed(results, arm, q.simulated_speedup)),
         ]
     for arm in (arm for arm in results.arms if arm.endswith(TIMED)):

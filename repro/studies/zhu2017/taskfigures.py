@@ -59,9 +59,10 @@ def _gates(ax: Axes, results: Results) -> None:
         shares = [100 * c.histogram(record, gate, 1.0) for record in results.seeds(DENSE)]
         if shares:
             edges = np.linspace(-1 if gate == "g" else 0, 1, len(shares[0]) + 1)
-            ax.stairs(np.mean(shares, axis=0), edges, color=colour, linewidth=1.6, label=c.GATES[gate])
+            density = np.mean(shares, axis=0) / (100 * np.diff(edges))  # g's bins are wider
+            ax.stairs(density, edges, color=colour, linewidth=1.6, label=c.GATES[gate])
     plots.plain_log(ax, "y")
-    ax.set(xlabel="activation", ylabel="share of activations, % (log scale)", title="Gates, t = 0, end of training")
+    ax.set(xlabel="activation", ylabel="activations in a range of 0.01, % (log scale)", title="Gates, t = 0, end of training")
     plots.legend_below(ax)
 
 
@@ -77,7 +78,7 @@ def translation(results: Results) -> Figure:
     _zeros(middle, results)
     _bleu(right, results)
     plots.ours_and_paper_legend(middle, columns=6)
-    plots.note(figure, f"NT, 95 % interval; {translation_note(results.profile)}")
+    plots.note(figure, f"NT, 95 % interval; {translation_note(results.profile)}" + c.without_records(results))
     return figure
 
 
@@ -89,7 +90,7 @@ def captioning(results: Results) -> Figure:
     _bleu(axes[1][0], results)
     _gates(axes[1][1], results)
     plots.ours_and_paper_legend(axes[0][1], columns=4)
-    plots.note(figure, f"NT, 95 % interval; {captioning_note(results.profile)}")
+    plots.note(figure, f"NT, 95 % interval; {captioning_note(results.profile)}" + c.without_records(results))
     return figure
 
 

@@ -126,10 +126,10 @@ def _cosines(results: Results, variant: str, training: float) -> np.ndarray:
 
 
 def precision_tables(results: Results) -> dict[str, pd.DataFrame]:
-    """Zeros of one step in each format; zeros and losses of trainings in float32 and bfloat16."""
+    """Zeros of one step in each format; zeros and losses of trainings in float32 and bfloat16. The paper's are of float32."""
     printed = paper("figure3", "one step", "zeros_percent", 0)
     steps = [
-        (f"{name}, {at}", "zeros at t = 0, %", printed, _zeros(results, name, share))
+        (f"{name}, {at}", "zeros at t = 0, %", printed if name == "float32" else None, _zeros(results, name, share))
         for share, at in zip(SNAPSHOTS, AT, strict=True)
         for name in FORMATS
     ]
@@ -138,7 +138,7 @@ def precision_tables(results: Results) -> dict[str, pd.DataFrame]:
     for base, rounded in ((DENSE, ROUNDED), (PAPERS, ROUNDED_PAPERS)):
         for name in (base, rounded):
             rows += [
-                (name, "zeros, %", in_print[base], per_seed(results, name, c.training_zeros)),
+                (name, "zeros, %", in_print.get(name), per_seed(results, name, c.training_zeros)),
                 (name, "validation loss, nats a symbol", None, results.metric(name, "validation_loss")),
             ]
     for name, dense in ((PAPERS, DENSE), (ROUNDED_PAPERS, ROUNDED)):
@@ -154,12 +154,13 @@ def _zeros(results: Results, name: str, training: float) -> np.ndarray:
 
 
 def _loss_curves(ax, results: Results, looks: dict[str, dict]) -> None:
+    """A line a seed: where some seeds learn under a threshold and others do not, their mean is nobody's curve."""
     for name, look in looks.items():
         if results.has(name):
             steps = results.curve(name, "evaluations", "step")[0]
             losses = results.curve(name, "evaluations", "validation_loss")
-            plots.band(ax, steps, *bootstrap_band(losses), name, **look)
-    ax.set(xlabel="updates", ylabel="validation loss, nats a symbol", title="Validation loss")
+            ax.plot(steps, losses.T, label=name, linewidth=1.1, **look)
+    ax.set(xlabel="updates", ylabel="validation loss, nats a symbol", title="Validation loss, a line a seed")
 
 
 def _training_axis(ax) -> None:
@@ -179,7 +180,7 @@ def onlydw_figure(results: Results) -> Figure:
     _loss_curves(right, results, looks)
     for ax in (left, right):
         plots.legend_below(ax)
-    plots.note(figure, f"NT, 95 % interval; {corpus_note(results.profile)}")
+    plots.note(figure, f"NT, 95 % interval; {corpus_note(results.profile)}" + c.without_records(results))
     return figure
 
 
@@ -193,7 +194,7 @@ def precision_figure(results: Results) -> Figure:
     left.axhline(printed.value, color=plots.PAPER, linestyle=":", label=plots.paper_label(printed.known))
     for t, style in ((0, ":"), (1e-6, "-.")):
         printed = paper("figure4", "whole training", "zeros_percent", t)
-        label = plots.paper_label(printed.known, f"paper, t = {short(t)}, all of it")
+        label = plots.paper_label(printed.known, f"paper, t = {short(t)}, whole training")
         middle.axhline(printed.value, color=plots.PAPER, linestyle=style, linewidth=1.2, label=label)
     _training_axis(left)
     left.set(ylabel="zeros of dnet, %", title="One step, t = 0", ylim=(0, 102))
@@ -212,7 +213,7 @@ def precision_figure(results: Results) -> Figure:
     _loss_curves(right, results, looks)
     for ax in (left, middle, right):
         plots.legend_below(ax)
-    plots.note(figure, f"NT, 95 % interval; {corpus_note(results.profile)}")
+    plots.note(figure, f"NT, 95 % interval; {corpus_note(results.profile)}" + c.without_records(results))
     return figure
 
 

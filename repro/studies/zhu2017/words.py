@@ -11,7 +11,7 @@ from repro.engine import Record
 from repro.report import plots
 from repro.report.statistics import bootstrap_band
 from repro.studies.base import Arms, Exhibit, Quantity, Results
-from repro.studies.comparing import beside
+from repro.studies.comparing import beside, interval
 from repro.studies.words import WordTrial
 from repro.studies.zhu2017 import comparisons as c
 from repro.studies.zhu2017.comparisons import paper, per_seed, relative_loss
@@ -86,7 +86,7 @@ def perplexities(results: Results) -> dict[str, pd.DataFrame]:
 
 
 def learning(results: Results) -> Figure:
-    """Validation perplexity by epoch of both set-ups, and zeros over the training."""
+    """Validation perplexity by epoch of both set-ups, test perplexity at the end, and zeros over the training."""
     figure, axes = plots.new_figure(1, 3, size=(13, 4.4))
     for setup, ax in zip(RULES, axes[:2], strict=True):
         for name in RULES[setup]:
@@ -95,6 +95,8 @@ def learning(results: Results) -> Figure:
                 epochs = results.curve(arm, "evaluations", "epoch")[0]
                 found = np.exp(results.curve(arm, "evaluations", "validation_loss"))
                 plots.band(ax, epochs, *bootstrap_band(found), name, color=COLOURS[name], **_style(name))
+                test = np.array([interval(results.metric(arm, "test_perplexity"))]).T
+                plots.points(ax, [epochs[-1]], *test, f"{name}, test", color=COLOURS[name], markerfacecolor="none")
         plots.say_if_empty(ax)
         published = published_perplexity(results, setup)
         if published is not None:
@@ -102,7 +104,9 @@ def learning(results: Results) -> Figure:
             ax.axhline(published.value, color=plots.PAPER, linestyle=":", label=label)
         plots.plain_log(ax, "y")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        ax.set(xlabel="epoch", ylabel="validation perplexity (log scale)", title=f"{setup[0].upper()}{setup[1:]} set-up")
+        ax.set(
+            xlabel="epoch", ylabel="perplexity (log scale; lines: validation)", title=f"{setup[0].upper()}{setup[1:]} set-up"
+        )
     for arm in results.arms:
         if results.has(arm):
             setup, name = arm.split(", ")
@@ -112,7 +116,8 @@ def learning(results: Results) -> Figure:
     axes[2].set(xlabel="training, %", ylabel="zeros of dnet, %", ylim=(-2, 102), title="Zeros over the training")
     for ax in axes:
         plots.legend_below(ax)
-    plots.note(figure, f"95 % interval; loss summed over time (N); {words_note(results.profile)}")
+    words = f"95 % interval; loss summed over time (N); {words_note(results.profile)}"
+    plots.note(figure, words + c.without_records(results))
     return figure
 
 
