@@ -59,6 +59,9 @@ def test_simulated_parts_add_up_to_what_the_machine_took():
     assert found["forward"] == 1
     assert found["backward"] == pytest.approx(backward.speedup)
     assert found["step"] == pytest.approx(total(cycles).speedup)
+    bounds = parts.cycles(record)
+    assert bounds["forward"][0] == pytest.approx(3 * 2 * 20 * 8192 / machine.elements)
+    assert bounds["step"][0] == pytest.approx(3 * total(cycles).bound)
     output = total(simulate_output(10, 32, 20, machine).values()).dense
     assert parts.simulated(record, ("output",))["step"] == pytest.approx(
         (total(cycles).dense + output) / (total(cycles).simulated + output)

@@ -3,9 +3,10 @@
 Zhu et al. 2017 count MACs and leave the speed-up to hardware. This model takes the zeros as a training made them, and charges
 for what counting leaves out: elements that wait for the slowest one, and looking for non-zero entries. Its rules:
 
-1. There are `lanes` times `width` processing elements. Each holds one output and takes a MAC a cycle (output-stationary).
-2. The elements of a lane share a row of outputs, `width` of them at a time, and one operand entry: a row with N outputs takes
-   `ceil(N / width)` cycles for each entry of the operand that is not skipped.
+1. There are `lanes` times `width` processing elements. Each takes a MAC a cycle and holds the sums of its outputs until they
+   are whole (output-stationary).
+2. The elements of a lane share a row of outputs, at most `ceil(N / width)` of a row's N for each, and one operand entry, which
+   stays until all of them have met it: so many cycles for each entry that is not skipped. It is looked for once a row.
 3. Such rows are dealt to lanes in turn: row r goes to lane `r mod lanes`. For W x, U h, dx and dh there is one for each
    sequence and time step, its operand a row of x, h or dnet. For dW and dU there is one for each column of dnet, which is
    its operand, over all sequences and time steps.
@@ -13,6 +14,7 @@ for what counting leaves out: elements that wait for the slowest one, and lookin
    dU, made for the whole sequence at once, at its end. Products follow one another.
 5. Only zeros of dnet are skipped; W x and U h are dense. A lane finds non-zero entries by a bitmask, `scan` entries a cycle
    that it works off before it looks further: such a group costs the cycles of its non-zero entries, and one if it has none.
+   (With sums for one output alone a lane would go over a row's entries, and look for them, `ceil(N / width)` times.)
 
 Not charged: memory (lanes at different entries read different rows of W and U, where dense lanes share one), making dnet and
 its bitmask, filling and draining. Real hardware is slower: the model says what load imbalance and index leave of the ideal.

@@ -111,7 +111,7 @@ class _Quantiles(TopK):
 class DrawnColumns(Rule):
     """Of the n columns of each dnet all but `n - round(sparsity n)`, drawn anew for each, become zero for the whole minibatch.
 
-    `repro.gradients.structured.ColumnTopK` selects them; what selecting takes is not to be part of a product's time.
+    `repro.gradients.structured.ColumnTopK` selects them by their norms, which takes its time; drawing takes less, but some.
     """
 
     def __init__(self, sparsity: float, seed: int):

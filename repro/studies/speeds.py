@@ -163,9 +163,9 @@ class TrainedSpeedTrial(Trial):
     layers' forward and backward pass by "nn.LSTM", by this package without a rule ("dense"), and with it ("scattered"); then
     those of the whole model, from the symbols to the loss.
 
-    Curves `steps`, of the layers, and `model_steps`, as of `SpeedTrial`; curve `zeros`, a row for each `layer`, the lowest first:
-    the share of `zeros` in its dnet and its cycles on the simulated accelerator, as `repro.studies.probing.Meter` has them;
-    metric `symbols`, how many the vocabulary has.
+    Curves `steps`, of the layers, and `model_steps`, as of `SpeedTrial`; curve `zeros`, a row for each `layer`, the lowest one
+    first: the share of `zeros` in its dnet and its cycles on the simulated accelerator, as `repro.studies.probing.Meter` has
+    them; metric `symbols`, how many the vocabulary has.
     """
 
     study: ClassVar[str] = "zhu2017"

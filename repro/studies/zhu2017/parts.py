@@ -35,26 +35,34 @@ def accounts(record: Record, outer: tuple[str, ...] = ()) -> dict[str, Account]:
     }
 
 
-def simulated(record: Record, outer: tuple[str, ...] = ()) -> ByPart:
-    """Speed-up on the simulated accelerator, whose forward products are dense; NaN with an embedding, which it looks up."""
+def cycles(record: Record, outer: tuple[str, ...] = ()) -> dict[str, tuple[float, float, float]]:
+    """By part, of all measured steps on the simulated accelerator: all MACs at its peak, the dense bound; the machine that skips
+    nothing; the one that does. Forward products are dense. NaN with an embedding, which it looks up.
+    """
     from repro.gradients.accelerator import Accelerator, simulate_forward, simulate_output, total
 
     if "embedding" in outer:
-        return dict.fromkeys(PARTS, math.nan)
+        return dict.fromkeys(PARTS, (math.nan,) * 3)
     spec, machine = record.spec.get("training", record.spec), Accelerator(*MACHINE)
     length, batch, hidden = (spec[name] for name in ("length", "batch", "hidden"))
-    cycles = [c.column(record, "zeros", name) for name in ("dense_cycles", "simulated_cycles")]
-    forward = len(cycles[0]) * total(simulate_forward(length, batch, hidden, hidden, machine).values()).dense
-    dense, skipping = (part.sum() - forward for part in cycles)
+    found = [c.column(record, "zeros", name) for name in ("dense_cycles", "simulated_cycles")]
+    steps = len(found[0]) / spec["layers"]
+    forward = len(found[0]) * total(simulate_forward(length, batch, hidden, hidden, machine).values()).dense
+    dense, skipping = (part.sum() - forward for part in found)
     if "output" in outer:
-        times = len(cycles[0]) / spec["layers"]
         output = {
-            name: times * cycles.dense
-            for name, cycles in simulate_output(record.metrics["symbols"], hidden, length * batch, machine).items()
+            name: steps * product.dense
+            for name, product in simulate_output(record.metrics["symbols"], hidden, length * batch, machine).items()
         }
         forward += output["V h"]
         dense, skipping = (part + output["dh"] + output["dV"] for part in (dense, skipping))
-    return {"forward": 1.0, "backward": dense / skipping, "step": (forward + dense) / (forward + skipping)}
+    taken = {"forward": (forward, forward), "backward": (dense, skipping), "step": (forward + dense, forward + skipping)}
+    return {part: (steps * account.macs / machine.elements, *taken[part]) for part, account in accounts(record, outer).items()}
+
+
+def simulated(record: Record, outer: tuple[str, ...] = ()) -> ByPart:
+    """Speed-up on the simulated accelerator over the same one that skips nothing."""
+    return {part: dense / skipping for part, (_, dense, skipping) in cycles(record, outer).items()}
 
 
 def measured(record: Record, outer: tuple[str, ...] = ()) -> ByPart:
@@ -80,11 +88,12 @@ def rows(results: Results, arm: str) -> list[dict]:
 
 
 def _columns(record: Record, outer: tuple[str, ...], part: str) -> dict[str, float]:
-    account = accounts(record, outer)
+    account, (bound, dense, skipping) = accounts(record, outer), cycles(record, outer)[part]
     return {
         "MACs of the step, %": 100 * account[part].macs / account["step"].macs,
         "redundant, %": 100 * account[part].share,
         "ideal": account[part].ideal,
-        "simulated": simulated(record, outer)[part],
+        "simulated": dense / skipping,
+        "simulated, over the dense bound": bound / skipping,
         "measured": measured(record, outer)[part] if "steps" in record.curves else math.nan,
     }
