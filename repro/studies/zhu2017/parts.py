@@ -36,8 +36,8 @@ def accounts(record: Record, outer: tuple[str, ...] = ()) -> dict[str, Account]:
 
 
 def cycles(record: Record, outer: tuple[str, ...] = ()) -> dict[str, tuple[float, float, float]]:
-    """By part, of all measured steps on the simulated accelerator: all MACs at its peak, the dense bound; the machine that skips
-    nothing; the one that does. Forward products are dense. NaN with an embedding, which it looks up.
+    """By part, of all measured steps on the simulated accelerator: all MACs at its peak, the dense bound; the machine that
+    skips nothing; the one that does. Forward products are dense. NaN with an embedding, which it looks up.
     """
     from repro.gradients.accelerator import Accelerator, simulate_forward, simulate_output, total
 
