@@ -11,6 +11,7 @@ from repro.errors import ReproError
 from repro.report.verdicts import load_claims
 from repro.studies.base import Results
 from repro.studies.gates import ONE_STEP, QUANTILE, SNAPSHOTS, CharacterTrial
+from repro.studies.zhu2017 import comparisons as c
 from repro.studies.zhu2017 import recipe, sensitivity, variants
 from repro.studies.zhu2017.comparisons import of_extreme
 from repro.studies.zhu2017.profiles import GUESSING, PROFILES, dynamic_arms, static_name
@@ -240,6 +241,20 @@ def test_settings_that_have_learned_nothing_are_named():
     assert words == "\nno better than guessing by frequency, even at t = 0: 9 layers; 512 cells (2 of 5 seeds)"
     assert not_learned(of("sensitivity", profile, made), ("3 layers",)) == ""
     assert not_learned(of("sensitivity", profile, lambda arm, trial: None), ("3 layers",)) == ""
+
+
+def test_arms_without_records_are_named_or_counted():
+    profile = PROFILES["paper"]
+
+    def some(lacking):
+        return of("sensitivity", profile, lambda arm, trial: None if lacking(arm) else ({"validation_loss": 2.0}, zeros(0.9)))
+
+    assert c.without_records(some(lambda arm: False)) == c.without_records(some(lambda arm: True)) == ""
+    assert c.without_records(some(lambda arm: arm.startswith("2 layers, t"))) == (
+        "\nno records yet: 2 layers, t = 0; 2 layers, t = 1e-6"
+    )
+    words = c.without_records(some(lambda arm: arm.endswith(HELD)))
+    assert words == "\nno records yet: 12 of 36 arms, all 80% held"
 
 
 def test_recipe_by_hand():

@@ -14,6 +14,7 @@ from repro.studies.base import Results
 STUDY = "zhu2017"
 CAUSES = ("saturated", "arriving", "factor", "underflow", "threshold")
 TENTHS = 10
+MOST_NAMED = 8  # arms in a figure's note, which has one line for them
 GATES = {"i": "input gate i", "f": "forget gate f", "g": "candidate g", "o": "output gate o"}
 
 
@@ -38,7 +39,13 @@ def column(record: Record, curve: str, name: str) -> np.ndarray:
 def without_records(results: Results) -> str:
     """For a figure's note: the arms that have no record yet; "" if all have one, or none has."""
     names = [arm for arm in results.arms if not results.seeds(arm)]
-    return f"\nno records yet: {', '.join(names)}" if 0 < len(names) < len(results.arms) else ""
+    if len(names) in (0, len(results.arms)):
+        return ""
+    if len(names) <= MOST_NAMED:
+        return f"\nno records yet: {'; '.join(names)}"
+    rules = {name.rsplit(", ", 1)[1] for name in names}
+    which = f"{len(names)} of {len(results.arms)} arms" + (f", all {rules.pop()}" if len(rules) == 1 else "")
+    return f"\nno records yet: {which}"
 
 
 # ----------------------------------------------------------------------------------------------------------- zeros

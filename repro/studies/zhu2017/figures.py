@@ -272,5 +272,6 @@ def macs(results: Results) -> Figure:
     ax.set(xlabel="zeros of dnet, %", ylabel="speed-up of the training step", title="From zeros to speed, LSTM layers")
     plots.ours_and_paper_legend(ax, columns=2)
     machine = machine_of(results, [arm for arm in results.arms if arm.endswith(TIMED)])
-    plots.note(figure, f"95 % interval; {corpus_note(results.profile)}; measured: {machine}")
+    after = f"measured after {100 * results.profile.speed.after:g} % of training: {machine}"
+    plots.note(figure, f"95 % interval; {corpus_note(results.profile)}; {after}")
     return figure

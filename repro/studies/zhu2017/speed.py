@@ -234,7 +234,8 @@ def speed(results: Results) -> Figure:
     _traded(right, results)
     plots.legend_below(left, columns=3)
     layer, model = machine_of(results, _of_steps(results)), machine_of(results, [arm + TIMED for arm in TRADED])
-    plots.note(figure, f"forward and backward; left and middle: one layer, {layer}; right: {model}")
+    after = f"right: a step after {100 * results.profile.speed.after:g} % of training, {model}"
+    plots.note(figure, f"forward and backward; left and middle: one layer, {layer}; {after}")
     return figure
 
 
