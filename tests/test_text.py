@@ -48,7 +48,7 @@ def test_characters_are_those_of_the_stripped_lines(ptb):
 @pytest.mark.parametrize(
     "load, line, message",
     [
-        (load_words, "the bird sat", r"ptb\.test\.txt, line 2: unknown symbol 'bird'; the vocabulary's 7 symbols"),
+        (load_words, "the bird sat", r"ptb\.test\.txt, line 2: unknown symbol 'bird'; the vocabulary has 7 symbols"),
         (load_characters, "the zebra", r"ptb\.test\.txt, line 2: unknown symbol 'z'"),
         (load_words, " ", r"ptb\.test\.txt, line 2 is empty: every line holds one sentence"),
     ],

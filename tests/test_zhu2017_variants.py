@@ -257,6 +257,17 @@ def test_arms_without_records_are_named_or_counted():
     assert words == "\nno records yet: 12 of 36 arms, all 80% held"
 
 
+def test_a_loss_against_one_that_diverged_is_infinite_and_against_none_unknown():
+    pairs = [(2.0, 1.0), (None, 1.0), (2.0, None), (math.inf, 1.0), (2.0, math.inf), (math.inf, math.inf)]
+
+    class Made:
+        def metric(self, arm, name):
+            return np.array([math.nan if pair[arm] is None else pair[arm] for pair in pairs])
+
+    found = c.relative_loss(Made(), 0, 1)
+    np.testing.assert_array_equal(found, [100.0, math.nan, math.nan, math.inf, math.inf, math.inf])
+
+
 def test_recipe_by_hand():
     """Under N all entries are 100 times larger, of half the batch twice as large, and zeros fall with them."""
     profile = PROFILES["paper"]

@@ -34,7 +34,7 @@ class Vocabulary:
         try:
             return [self._index[symbol] for symbol in symbols]
         except KeyError as error:
-            known = f"the vocabulary's {len(self)} symbols come from the training text"
+            known = f"the vocabulary has {len(self)} symbols"
             raise ReproError(f"{where}: unknown symbol {error.args[0]!r}; {known}") from error
 
     def decode(self, indices: Iterable[int]) -> list[str]:

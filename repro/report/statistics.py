@@ -21,7 +21,8 @@ def bootstrap_band(values, level: float = 0.95, resamples: int = 10_000, seed: i
 
     values: `(seeds, points)`, finite. Returns `(mean, low, high)`, each `(points,)`; a resample draws whole seeds, so
     neighbouring points stay together. With one seed there is no interval: low and high are NaN. (Efron 1979; with three
-    seeds the 95 % interval is exactly their range, and with few seeds it is narrower than its nominal level promises.)
+    seeds the 95 % interval is exactly their range. Of normal samples it covers the mean in 75 % of cases with three seeds
+    and in 83 % with five.)
 
     Raises ReproError for no seeds, or a value that is not finite: count those and say so, they are not to be averaged away.
     """

@@ -26,7 +26,7 @@ Arms = dict[str, list[Trial]]
 class Results:
     """Records of an exhibit's trials, asked for by arm: `metric("sparse 2560", "test_cer")` has one value a seed.
 
-    Replicates whose record is missing (a paper profile still being computed) are NaN, as are those that diverged.
+    Replicates whose record is missing (a paper profile still being computed) are NaN, those that diverged infinite.
     `timings`: of each timing trial the records of all machines, by the same keys, where these were asked for.
     """
 

@@ -138,7 +138,7 @@ class CharacterTrial(RuledTrial):
         torch.manual_seed(seed_for(self.study, self.replicate, "weights"))
         model = LanguageModel(len(corpus.vocabulary), self.hidden, self.hidden, self.layers, recurrent=self._layer(rule))
         if self.cell == "lstm":
-            _forget_bias_1(model)
+            forget_bias_1(model)
         optimizer = torch.optim.Adam(model.parameters(), self.learning_rate)
         windows = Windows(corpus.splits["train"], self.batch, self.length, seed_for(self.study, self.replicate, "windows"))
         return Course(self, model, optimizer, rule, windows)
@@ -325,7 +325,7 @@ class _Snapshots:
         self.curves = state
 
 
-def _forget_bias_1(model: nn.Module) -> None:
+def forget_bias_1(model: nn.Module) -> None:
     """As in both recipes; torch keeps two biases, the one of the state stays small."""
     import torch
 

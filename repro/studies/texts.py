@@ -100,10 +100,16 @@ class TransformerTrial(TextTrial):
     """
 
     kind: ClassVar[str] = "transformer"
+    code_version: ClassVar[int] = 2  # a gain that a linear layer's one step an update asks for
     tasks: ClassVar[tuple[str, ...]] = ("character",)
 
     heads: int = 4
     inner: bool = False
+
+    def make_rule(self) -> Rule:
+        from repro.gradients import HeldSparsity
+
+        return HeldSparsity(self.value, gain=3.0) if self.rule == "held" else super().make_rule()
 
     def seconds(self) -> float:
         """Fitted by eye to runs on one core; only plans and progress bars depend on it."""
@@ -132,9 +138,13 @@ class TransformerTrial(TextTrial):
 
 @dataclass(frozen=True, kw_only=True)
 class MultitaskTrial(TextTrial):
-    """Shared LSTM layers and a head for each task: the next character, its kind, and how many letters its word has left."""
+    """Shared LSTM layers and a head for each task: the next character, its kind, and how many letters its word has left.
+
+    The forget gate's bias is 1 at first, as the character model's.
+    """
 
     kind: ClassVar[str] = "multitask"
+    code_version: ClassVar[int] = 2  # with the forget bias
     tasks: ClassVar[tuple[str, ...]] = ("character", "kind", "ahead")
 
     def seconds(self) -> float:
@@ -146,11 +156,14 @@ class MultitaskTrial(TextTrial):
         from repro.datasets.tasks import character_tasks
         from repro.gradients import ThresholdedLSTM
         from repro.models.multitask import MultitaskModel
+        from repro.studies.gates import forget_bias_1
 
         def layer(inputs: int, hidden: int) -> nn.Module:
             return ThresholdedLSTM(inputs, hidden, threshold=rule)
 
-        return MultitaskModel(len(corpus.vocabulary), self.hidden, self.layers, character_tasks(corpus), layer)
+        model = MultitaskModel(len(corpus.vocabulary), self.hidden, self.layers, character_tasks(corpus), layer)
+        forget_bias_1(model)
+        return model
 
     @staticmethod
     def predict(model: nn.Module, tokens: Tensor, state) -> tuple[Answers, object]:

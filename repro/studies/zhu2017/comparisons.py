@@ -96,9 +96,14 @@ def zeros_by_cause(record: Record) -> dict[str, float]:
 
 
 def relative_loss(results: Results, arm: str, base: str, metric: str = "validation_loss") -> np.ndarray:
-    """100 (loss(arm) - loss(base)) / loss(base), paired by seed; positive where the arm is worse."""
+    """100 (loss(arm) - loss(base)) / loss(base), paired by seed; positive where the arm is worse.
+
+    NaN where either has no record, infinity where either diverged.
+    """
     ours, dense = results.metric(arm, metric), results.metric(base, metric)
-    return 100 * (ours - dense) / dense
+    diverged = (np.isinf(ours) | np.isinf(dense)) & ~np.isnan(ours) & ~np.isnan(dense)
+    with np.errstate(invalid="ignore"):
+        return np.where(diverged, math.inf, 100 * (ours - dense) / dense)
 
 
 def mean_or_nan(values: np.ndarray) -> float:
