@@ -100,7 +100,7 @@ class TransformerTrial(TextTrial):
     """
 
     kind: ClassVar[str] = "transformer"
-    code_version: ClassVar[int] = 2  # a gain that a linear layer's one step an update asks for
+    code_version: ClassVar[int] = 2  # a stronger feedback, as a linear layer makes one step an update
     tasks: ClassVar[tuple[str, ...]] = ("character",)
 
     heads: int = 4
