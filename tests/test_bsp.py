@@ -438,6 +438,18 @@ def test_functions_run_as_submitted_or_by_priority():
     assert list(by_order) == [[2, 0, 1, 0]] * 2 and list(by_priority) == [[0, 0, 1, 2]] * 2
 
 
+def come_and_go(times):
+    for _ in range(times):
+        with Communicator():
+            pass
+    return times
+
+
+def test_groups_without_a_message_are_left_only_when_all_have_come():
+    """One in a hundred or so failed to connect to a rank that had already left."""
+    assert [list(found) for found in answers(2, come_and_go, [(150,)])] == [[150, 150]]
+
+
 def side_by_side():
     """Collectives of the communicator and of the main thread at once."""
     rank, ranks = dist.get_rank(), dist.get_world_size()

@@ -114,6 +114,8 @@ def joined_group(timeout: float = 60.0) -> Iterator["torch.device"]:
 def _group(backend: str, timeout: float, **rendezvous) -> Iterator[None]:
     import torch.distributed as dist
 
+    # Groups wait until all ranks are connected: one that has nothing to say would leave while others still try to reach it.
+    os.environ.setdefault("TORCH_DIST_INIT_BARRIER", "1")
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout), **rendezvous)
     try:
         yield
