@@ -5,7 +5,7 @@ spelling; a or an; number of verb and noun, past a clause nested between them; b
 my in speech; an answer that repeats the object of its question; he or she and his or her, from the name in a scene's first
 sentence; the nouns of the scene's place; the name once more in its last sentence, some 300 characters on.
 
-The splits are drawn apart: a few of the shortest scenes of validation and test, some 1 % of their characters, are in train too.
+The splits are drawn apart: a few of the shortest scenes of validation and test are in train too.
 
 Each text comes with the information of the draws that made it. The grammar is unambiguous (a text has one derivation), so
 that this is also minus the logarithm of the text's probability: per character, what no model beats on long texts.

@@ -218,22 +218,23 @@ class TrainedSpeedTrial(Trial):
         return Outcome({"symbols": model.decoder.out_features}, curves)
 
     def _loss(self, model, batch, states):
+        tokens, targets = batch
+        return self._of_logits(model(tokens, states)[0], targets)
+
+    def _of_logits(self, logits, targets):
         from torch.nn.functional import cross_entropy
 
-        tokens, targets = batch
-        logits, _ = model(tokens, states)
         return cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum") / self.training.items()
 
     def _arriving(self, model, batch, states):
         """(input, arriving gradient) of the layers."""
         import torch
-        from torch.nn.functional import cross_entropy
 
         tokens, targets = batch
         with torch.no_grad():
             out, _ = model.decoder_input(tokens, states)
         out.requires_grad_()
-        loss = cross_entropy(model.decoder(out).flatten(0, 1), targets.flatten(), reduction="sum") / self.training.items()
+        loss = self._of_logits(model.decoder(out), targets)
         return model.embedding(tokens).detach(), *torch.autograd.grad(loss, out)
 
     def _followed(self):

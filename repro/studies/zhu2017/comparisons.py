@@ -43,7 +43,7 @@ def without_records(results: Results) -> str:
         return ""
     if len(names) <= MOST_NAMED:
         return f"\nno records yet: {'; '.join(names)}"
-    rules = {name.rsplit(", ", 1)[1] for name in names}
+    rules = {name.rsplit(", ", 1)[-1] for name in names}
     which = f"{len(names)} of {len(results.arms)} arms" + (f", all {rules.pop()}" if len(rules) == 1 else "")
     return f"\nno records yet: {which}"
 
@@ -101,9 +101,8 @@ def relative_loss(results: Results, arm: str, base: str, metric: str = "validati
     NaN where either has no record, infinity where either diverged.
     """
     ours, dense = results.metric(arm, metric), results.metric(base, metric)
-    diverged = (np.isinf(ours) | np.isinf(dense)) & ~np.isnan(ours) & ~np.isnan(dense)
     with np.errstate(invalid="ignore"):
-        return np.where(diverged, math.inf, 100 * (ours - dense) / dense)
+        return np.where(np.isinf(ours + dense), math.inf, 100 * (ours - dense) / dense)
 
 
 def mean_or_nan(values: np.ndarray) -> float:

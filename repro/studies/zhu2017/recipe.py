@@ -26,6 +26,7 @@ from repro.studies.zhu2017.variations import (
     dense_loss,
     not_learned,
     spread,
+    unlearned,
     zeros,
 )
 
@@ -71,7 +72,7 @@ def recipe_zeros_range(results: Results):
 def recipe_zeros_nearest_80(results: Results):
     """NaN while a recipe has no records, or if no dense training learned more than how often each symbol occurs."""
     found = recipes(results.profile)
-    learned = [zeros(results, recipe) for recipe in found if not not_learned(results, [recipe])]
+    learned = [zeros(results, recipe) for recipe in found if not unlearned(results, recipe)]
     if not learned or any(math.isnan(mean_or_nan(dense_loss(results, recipe))) for recipe in found):
         return np.full(results.profile.seeds, math.nan)
     return of_extreme(learned, lambda mean: -abs(mean - 80))
