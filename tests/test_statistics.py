@@ -26,6 +26,13 @@ def test_three_seeds_give_their_range():
     assert bootstrap_interval([3.0, 1.0, 2.0]) == pytest.approx((2, 1, 3))
 
 
+@pytest.mark.parametrize("seeds, covered", [(3, 0.75), (5, 0.83)])
+def test_few_seeds_cover_less_than_the_level(seeds, covered):
+    """The mean of normal samples, as the docstring says."""
+    _, low, high = bootstrap_band(np.random.default_rng(1).standard_normal((seeds, 5000)), resamples=2000)
+    assert ((low <= 0) & (high >= 0)).mean() == pytest.approx(covered, abs=0.02)
+
+
 def test_many_seeds_approach_the_normal_interval():
     """With 400 normal values the half width is 1.96 standard errors, to the 3 % that resampling leaves."""
     values = np.random.default_rng(1).normal(size=400)
