@@ -32,7 +32,7 @@ from repro.gradients import (
 )
 from repro.gradients.softmax import summed_loss
 from repro.gradients.thresholds import Rule
-from repro.sparse.simd import has_avx512
+from repro.sparse.simd import has_avx2
 
 NOTHING = RelativeRMS(0.0)  # removes nothing by the way of all rules; with a threshold of 0 torch's own layer may run
 KINDS = {"lstm": (ThresholdedLSTM, nn.LSTM), "gru": (ThresholdedGRU, nn.GRU)}
@@ -391,7 +391,7 @@ class Masked(Rule):
         return dnet.mul_(torch.rand(dnet.shape, generator=generator(self.calls)) < self.density)
 
 
-COMPILED = pytest.mark.skipif(not has_avx512(), reason="compiled loops need AVX-512")
+COMPILED = pytest.mark.skipif(not has_avx2(), reason="compiled loops need AVX2")
 
 
 @COMPILED
@@ -460,7 +460,7 @@ def test_rounded_gradients_go_through_the_compiled_loops(dtype, monkeypatch):
     """The gradients of the torch path, up to entries that rounding moves by one unit of the format, and not the exact ones."""
     x, gradients = torch.randn(12, 6, 20, generator=generator(1)), []
     for compiled_loops, rule in ((True, Rounded(0.0, dtype)), (False, Rounded(0.0, dtype)), (False, Static(0.0))):
-        monkeypatch.setattr(compiled, "has_avx512", lambda is_there=compiled_loops: is_there)
+        monkeypatch.setattr(compiled, "has_avx2", lambda is_there=compiled_loops: is_there)
         torch.manual_seed(0)
         lstm = ThresholdedLSTM(20, 100, threshold=rule)
         lstm(x)[0].pow(2).sum().backward()
@@ -520,7 +520,7 @@ def test_compiled_threshold_removes_what_the_rule_in_torch_does(t, signed, monke
     weight = torch.randn(12, 6, 100, generator=generator(2))
     counts, gradients = [], []
     for compiled_loops in (True, False):
-        monkeypatch.setattr(compiled, "has_avx512", lambda is_there=compiled_loops: is_there)
+        monkeypatch.setattr(compiled, "has_avx2", lambda is_there=compiled_loops: is_there)
         rule = lstm.threshold = Counted(t, signed)
         lstm.zero_grad()
         (lstm(x)[0] * weight).sum().backward()
@@ -537,7 +537,7 @@ def test_every_kind_of_rule_goes_through_the_compiled_loops(rule, monkeypatch):
     """t known before the pass, before the step, or from dnet itself: the zeros are those of the torch path, within a point."""
     x, shares = torch.randn(12, 6, 20, generator=generator(1)), []
     for compiled_loops in (True, False):
-        monkeypatch.setattr(compiled, "has_avx512", lambda is_there=compiled_loops: is_there)
+        monkeypatch.setattr(compiled, "has_avx2", lambda is_there=compiled_loops: is_there)
         torch.manual_seed(0)
         lstm = ThresholdedLSTM(20, 100, threshold=copy.deepcopy(rule))
         for _ in range(3):
@@ -566,7 +566,7 @@ def test_a_signed_threshold_may_depend_on_all_of_dnet(monkeypatch):
 
     x, found = torch.randn(6, 4, 20, generator=generator(1)), []
     for compiled_loops in (True, False):
-        monkeypatch.setattr(compiled, "has_avx512", lambda is_there=compiled_loops: is_there)
+        monkeypatch.setattr(compiled, "has_avx2", lambda is_there=compiled_loops: is_there)
         torch.manual_seed(0)
         lstm = ThresholdedLSTM(20, 70, threshold=SignedRMS(1.0))
         lstm(x)[0].pow(2).sum().backward()
@@ -733,7 +733,7 @@ def test_recorded_sparsity_is_that_of_the_dnet_the_rule_left_and_recording_chang
         pass
 
 
-@pytest.mark.skipif(not has_avx512(), reason="needs AVX-512")
+@pytest.mark.skipif(not has_avx2(), reason="needs AVX2")
 def test_a_recorded_step_has_the_zeros_of_the_steps_that_train():
     """Of compiled kernels too: full cells, tanh(c) = 1, make zeros, and another tanh would round others to it."""
     torch.manual_seed(0)

@@ -1,5 +1,10 @@
 """Products by packed panels are those of NumPy, whole or by non-zero entries, for any shape and number of threads."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,9 +14,10 @@ from hypothesis import strategies as st
 from repro.gradients.panels import memory
 from repro.gradients.products import packed, transpose
 from repro.sparse.regions import make_plan, run
-from repro.sparse.simd import has_avx512
+from repro.sparse.simd import has_avx2, has_avx512
+from repro.studies.speeds import AVX2_ALONE
 
-pytestmark = pytest.mark.skipif(not has_avx512(), reason="needs AVX-512")
+pytestmark = pytest.mark.skipif(not has_avx2(), reason="needs AVX2")
 CLOSE = 1e-6  # of the largest entry; measured: 3e-7
 
 
@@ -139,3 +145,26 @@ def test_lists_serve_a_second_product_with_the_same_a(columns):
         product, found = packed(right), np.empty((300, width), np.float32)
         product(a, found, sparse=True, listed=listed)
         assert np.abs(found - a.astype(np.float64) @ right).max() <= CLOSE * np.abs(found).max()
+
+
+@pytest.mark.skipif(not has_avx512(), reason="all tests are of AVX2 here")
+def test_registers_of_8_lanes_do_as_well():
+    """The same laws of what is compiled for a processor with AVX2 alone, in a process that is kept to it."""
+    here = Path(__file__).parent
+    laws = [
+        "test_products.py::test_any_product_is_numpys",
+        "test_products.py::test_rows_may_have_few_entries_in_some_blocks_and_many_in_others",
+        "test_gradients.py::test_compiled_loops_are_the_masked_dense_computation",
+        "test_gradients.py::test_compiled_threshold_removes_what_the_rule_in_torch_does",
+    ]
+    answer = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *laws],
+        cwd=here,
+        env=os.environ | AVX2_ALONE,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert answer.returncode == 0, answer.stdout[-2000:] + answer.stderr[-2000:]
+    assert " passed" in answer.stdout, answer.stdout
+    assert "skipped" not in answer.stdout, answer.stdout

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 import platform
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from repro.gradients.timing import DrawnColumns, Step, interleaved
 from repro.studies import STUDIES, speeds
 from repro.studies.base import Results
 from repro.studies.gates import CharacterTrial
-from repro.studies.speeds import NO_GPU, SpeedTrial, TrainedSpeedTrial
+from repro.studies.speeds import NO_AVX2, NO_GPU, SpeedTrial, TrainedSpeedTrial
 from repro.studies.zhu2017 import speed
 from repro.studies.zhu2017.profiles import COLUMNS_80, PROFILES, mac_arms, speed_arms
 
@@ -208,6 +209,36 @@ def test_without_a_gpu_the_outcome_says_so_under_a_key_of_its_own(tmp_path, monk
         dataclasses.replace(TINY, device="tpu")
 
 
+@pytest.mark.skipif(not speeds.has_avx2(), reason="needs AVX2")
+def test_a_speed_trial_can_be_kept_to_avx2(tmp_path):
+    """All competitors, in a process of its own: this one stays as it is. The steps are those of the same seed."""
+    trial = dataclasses.replace(TINY, compared=(), avx2=True)
+    before = torch.backends.cpu.get_cpu_capability(), dict(os.environ)
+    rows = trial.run(Context(tmp_path / "none", 1)).curves["steps"]
+    assert (torch.backends.cpu.get_cpu_capability(), dict(os.environ)) == before
+    assert rows["method"] == ["nn.LSTM", "dense", "scattered", "scattered"]
+    here = dataclasses.replace(trial, avx2=False).run(Context(tmp_path / "none", 1)).curves["steps"]
+    assert rows["zeros"] == pytest.approx(here["zeros"], abs=2e-3)
+    assert trial.key() != dataclasses.replace(trial, avx2=False).key()
+
+
+def test_a_process_that_has_chosen_its_instructions_already_times_nothing(monkeypatch, tmp_path):
+    """Otherwise its steps would pass for those of AVX2."""
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    with pytest.raises(ReproError, match="AVX512"):
+        speeds._by_avx2(TINY, Context(tmp_path / "none", 1))
+
+
+def test_without_avx2_the_outcome_says_so_under_a_key_of_its_own(tmp_path, monkeypatch):
+    trial = dataclasses.replace(TINY, avx2=True)
+    monkeypatch.setattr(speeds, "has_avx2", lambda: True)
+    with_avx2 = trial.key()
+    monkeypatch.setattr(speeds, "has_avx2", lambda: False)
+    assert trial.key() != with_avx2
+    assert "AVX2" in trial.run(Context(tmp_path / "none", 1)).metrics[NO_AVX2]
+
+
 def test_the_step_that_is_timed_is_one_of_the_very_training(tmp_path):
     """Its zeros are those that the training itself counts at that update."""
     zeros = TRAINING.run(Context(tmp_path / "training", 1)).curves["zeros"]
@@ -341,7 +372,7 @@ def test_the_exhibit_runs_end_to_end(tmp_path):
         )
     results = Results(profile, arms, records)
     tables = list(exhibit.tables(results).values())
-    assert len(tables[0]) == 2 + len(profile.speed.sparsities) + 5
+    assert len(tables[0]) == 2 * (2 + len(profile.speed.sparsities)) + 5, "the steps once more by AVX2 alone"
     assert all(len(table) for table in tables)
     drawn = exhibit.draw(results)
     assert [len(ax.patches) for ax in drawn.axes] == [0, 8, 0]

@@ -18,7 +18,7 @@ from repro.gradients.recurrent import Course, States
 from repro.gradients.thresholds import Static
 from repro.sparse.caching import kept
 from repro.sparse.regions import BOUNDS, FREE, THREADS, entry, make_plan, region, run, thread_count
-from repro.sparse.simd import has_avx512, vendor
+from repro.sparse.simd import has_avx2, vendor
 
 # The share of dnet that is not zero up to which products skip zeros: as fast as all of it at 0.35 (256 units) to 0.5.
 _DENSEST = 0.35
@@ -34,7 +34,7 @@ _HIDDEN, _THRESHOLD, _SIGNED = u(11), u(12), u(13)
 
 def usable(x: Tensor, hidden: int) -> bool:
     """Whether the compiled loops take these numbers, on this processor, and are worth compiling for this width."""
-    return x.dtype == torch.float32 and x.device.type == "cpu" and hidden >= _SMALLEST_HIDDEN and has_avx512()
+    return x.dtype == torch.float32 and x.device.type == "cpu" and hidden >= _SMALLEST_HIDDEN and has_avx2()
 
 
 @cache

@@ -193,7 +193,7 @@ def _note_rows(lists, present):
 
 
 @cache
-def _sparse_rows(registers: int, masked: int):
+def _sparse_rows(vectors: int, masked: int):
     """Lists of the rows `present` times a block of a panel, or all of it; meanwhile the 32 KiB at `following` are fetched, and
     if `ending` the rows of C that are written next."""
 
@@ -214,14 +214,14 @@ def _sparse_rows(registers: int, masked: int):
             before = nothing if of_row & u(_FIRST) else sum_of_row
             target = c + row * c_row if of_row & u(_LAST) else sum_of_row
             value, place = values + begin * u(4), places + begin * u(2)
-            simd.sparse_tile(value, place, of_row & u(_FOURS), b, fifth, before, target, columns, registers, masked)
+            simd.sparse_tile(value, place, of_row & u(_FOURS), b, fifth, before, target, columns, vectors, masked)
 
     return times
 
 
 @cache
 def sparse_product(edge: int):
-    """Body of C = A B, from the lists of A. `edge`: registers of 16 columns of the last panel, 1 to 5.
+    """Body of C = A B, from the lists of A. `edge`: vectors of 16 columns of the last panel, 1 to 5.
 
     Sums of a panel of C wait for the row's last list next to each other, at `sums`: rows of C itself lie far apart.
     """

@@ -48,7 +48,7 @@ _WORTH_THREADS = 2**16  # multiplications: fewer take less time than starting a 
 
 
 @cache
-def _dense_rows(registers: int, masked: int):
+def _dense_rows(vectors: int, masked: int):
     """Rows of A times 128 rows or fewer of a panel."""
 
     @njit
@@ -56,11 +56,11 @@ def _dense_rows(registers: int, masked: int):
         for _ in range(rows // u(TILE)):
             for row in range(u(TILE), u(2 * TILE)):
                 simd.prefetch_columns(c + row * c_row)
-            simd.dense_tile(a, a_row, b, fifth, inner, c, c_row, columns, add, TILE, registers, masked)
+            simd.dense_tile(a, a_row, b, fifth, inner, c, c_row, columns, add, TILE, vectors, masked)
             a += u(TILE) * a_row
             c += u(TILE) * c_row
         for _ in range(rows % u(TILE)):
-            simd.dense_tile(a, a_row, b, fifth, inner, c, c_row, columns, add, 1, registers, masked)
+            simd.dense_tile(a, a_row, b, fifth, inner, c, c_row, columns, add, 1, vectors, masked)
             a += a_row
             c += c_row
 
@@ -69,7 +69,7 @@ def _dense_rows(registers: int, masked: int):
 
 @cache
 def dense_product(edge: int):
-    """Body of C = or += A B. `edge`: registers of 16 columns of the last panel, 1 to 5."""
+    """Body of C = or += A B. `edge`: vectors of 16 columns of the last panel, 1 to 5."""
     full, at_edge = _dense_rows(4, 0), _dense_rows(edge, 1)
 
     @region

@@ -1,7 +1,7 @@
-"""Vector instructions for the products of `repro.gradients.products`, for processors with AVX-512; see `repro.sparse.simd`.
+"""Vector instructions for the products of `repro.gradients.products`; see `repro.sparse.simd`.
 
 Addresses are unsigned integers and distances between rows bytes. Rows may end anywhere: the last of their vectors of 16 lanes
-are masked.
+are masked. A vector is one register with AVX-512, and two of 16 without: there tiles are made so that fewer are in use.
 """
 
 from llvmlite import ir
@@ -10,10 +10,10 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from repro.sparse.gates import _Lanes, _sigmoid, _tanh
-from repro.sparse.simd import _I8, _I32, _I64, _constant, _floats, _load, _multiply_add
+from repro.sparse.simd import _I8, _I16, _I32, _I64, _constant, _floats, _load, _multiply_add, has_avx512
 
 _FLOATS, _INTEGERS, _MASK = _floats(16), ir.VectorType(_I32, 16), ir.VectorType(ir.IntType(1), 16)
-_SHORTS = ir.VectorType(ir.IntType(16), 16)
+_SHORTS = ir.VectorType(_I16, 16)
 _IOTA = ir.Constant(_INTEGERS, list(range(16)))
 _WORD = types.uintp
 
@@ -28,10 +28,10 @@ def first_lanes(builder, count):
     return builder.icmp_unsigned("<", _IOTA, _splat(builder, builder.trunc(count, _I32)))
 
 
-def _splat(builder, value):
-    kind = ir.VectorType(value.type, 16)
+def _splat(builder, value, lanes: int = 16):
+    kind = ir.VectorType(value.type, lanes)
     one = builder.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(_I32, 0))
-    return builder.shuffle_vector(one, ir.Constant(kind, ir.Undefined), _constant(_INTEGERS, 0))
+    return builder.shuffle_vector(one, ir.Constant(kind, ir.Undefined), _constant(ir.VectorType(_I32, lanes), 0))
 
 
 def _in_register(builder, vector):
@@ -62,19 +62,19 @@ def store_lanes(builder, value, address, mask=None):
     builder.call(store, [value, pointer, ir.Constant(_I32, 4), mask])
 
 
-def _column_masks(builder, columns, registers: int, masked: bool):
+def _column_masks(builder, columns, vectors: range, masked: bool):
     if not masked:
-        return [None] * registers
+        return [None] * len(vectors)
     counts = []
-    for r in range(registers):
-        past = builder.icmp_unsigned("<", columns, word(16 * r))
-        counts.append(builder.select(past, word(0), builder.sub(columns, word(16 * r))))
+    for v in vectors:
+        past = builder.icmp_unsigned("<", columns, word(16 * v))
+        counts.append(builder.select(past, word(0), builder.sub(columns, word(16 * v))))
     return [first_lanes(builder, count) for count in counts]
 
 
-def _load_row(builder, row, registers: int, fifth):
-    """A row of B: 16 columns a register, of which the fifth are `fifth` bytes after the first."""
-    return [load_lanes(builder, builder.add(row, fifth if r == 4 else word(64 * r))) for r in range(registers)]
+def _load_row(builder, row, vectors: range, fifth):
+    """Of a row of B: 16 columns a vector, of which the fifth are `fifth` bytes after the first."""
+    return [load_lanes(builder, builder.add(row, fifth if v == 4 else word(64 * v))) for v in vectors]
 
 
 class _Sums:
@@ -96,98 +96,140 @@ class _Sums:
         return self._builder.load(self._places[k])
 
 
-def _write(builder, sums, target, masks, add) -> None:
-    """Store `sums` next to each other at `target`, added to what is there if `add`."""
-    for r, (value, mask) in enumerate(zip(sums, masks, strict=True)):
-        offset = word(64 * r)
-        old = builder.select(add, load_lanes(builder, builder.add(target, offset), mask), _constant(_FLOATS, 0.0))
-        store_lanes(builder, builder.fadd(old, value), builder.add(target, offset), mask)
+def _write(builder, sums, target, vectors: range, masks, add) -> None:
+    """Store `sums`, these `vectors` of the row at `target`, added to what is there if `add`."""
+    for v, value, mask in zip(vectors, sums, masks, strict=True):
+        at = builder.add(target, word(64 * v))
+        old = builder.select(add, load_lanes(builder, at, mask), _constant(_FLOATS, 0.0))
+        store_lanes(builder, builder.fadd(old, value), at, mask)
 
 
 @intrinsic(prefer_literal=True)
-def dense_tile(typing, a, a_row, b, fifth, inner, c, c_row, columns, add, rows, registers, masked):
+def dense_tile(typing, a, a_row, b, fifth, inner, c, c_row, columns, add, rows, vectors, masked):
     """C (rows, columns) = or += A B. A: `inner` floats in each of `rows` rows; B: `inner` rows of 64 floats.
 
-    `columns`: of C, at most 16 `registers`; looked at if `masked` only. 16 columns more than 64, a fifth register, lie `fifth`
+    `columns`: of C, at most 16 `vectors`; looked at if `masked` only. 16 columns more than 64, a fifth vector, lie `fifth`
     bytes after the first ones.
     """
-    if not all(isinstance(kind, types.Literal) for kind in (rows, registers, masked)):
+    if not all(isinstance(kind, types.Literal) for kind in (rows, vectors, masked)):
         return None
-    row_count, width, edge = rows.literal_value, registers.literal_value, bool(masked.literal_value)
+    row_count, width, edge = rows.literal_value, vectors.literal_value, bool(masked.literal_value)
 
     def generate(context, builder, signature, arguments):
         a, a_row, b, fifth, inner, c, c_row, columns, add = arguments[:9]
         add = builder.icmp_unsigned("!=", add, word(0))
         starts = [builder.add(a, builder.mul(a_row, word(row))) for row in range(row_count)]
-        sums = _Sums(builder, row_count * width)
-        with cgutils.for_range(builder, inner) as loop:
-            right = _load_row(builder, builder.add(b, builder.mul(loop.index, word(256))), width, fifth)
-            step = builder.mul(loop.index, word(4))
-            for row, start in enumerate(starts):
-                left = _splat(builder, _load(builder, builder.add(start, step), ir.FloatType()))
-                for r in range(width):
-                    sums.add_product(row * width + r, left, right[r])
-        masks = _column_masks(builder, columns, width, edge)
-        for row in range(row_count):
-            at = builder.add(c, builder.mul(c_row, word(row)))
-            _write(builder, [sums[row * width + r] for r in range(width)], at, masks, add)
+        together = width if has_avx512() else 1
+        for first in range(0, width, together):
+            of_turn = range(first, first + together)
+            sums = _Sums(builder, row_count * together)
+            with cgutils.for_range(builder, inner) as loop:
+                right = _load_row(builder, builder.add(b, builder.mul(loop.index, word(256))), of_turn, fifth)
+                step = builder.mul(loop.index, word(4))
+                for row, start in enumerate(starts):
+                    left = _splat(builder, _load(builder, builder.add(start, step), ir.FloatType()))
+                    for k, vector in enumerate(right):
+                        sums.add_product(row * together + k, left, vector)
+            masks = _column_masks(builder, columns, of_turn, edge)
+            for row in range(row_count):
+                at = builder.add(c, builder.mul(c_row, word(row)))
+                _write(builder, [sums[row * together + k] for k in range(together)], at, of_turn, masks, add)
         return context.get_dummy_value()
 
-    return types.void(*[_WORD] * 9, rows, registers, masked), generate
+    return types.void(*[_WORD] * 9, rows, vectors, masked), generate
+
+
+def _four_values(builder, address):
+    """Four floats at an address, each in all lanes of a vector."""
+    if not has_avx512():
+        return [_splat(builder, _load(builder, builder.add(address, word(4 * k)), ir.FloatType())) for k in range(4)]
+    # One load for four: while a value is loaded, no row of B is.
+    four = _load(builder, address, _floats(4), align=16)
+    four = _in_register(builder, builder.shuffle_vector(four, four, ir.Constant(_INTEGERS, [0, 1, 2, 3] * 4)))
+    orders = ([lane - lane % 4 + k for lane in range(16)] for k in range(4))
+    return [builder.shuffle_vector(four, four, ir.Constant(_INTEGERS, order)) for order in orders]
 
 
 @intrinsic(prefer_literal=True)
-def sparse_tile(typing, values, places, fours, b, fifth, before, c, columns, registers, masked):
+def sparse_tile(typing, values, places, fours, b, fifth, before, c, columns, vectors, masked):
     """One row: C = `before` plus the sum of `4 fours` values times rows of B; `columns`, `fifth` as in `dense_tile`.
 
     `places`: 16 bits each, the row of B (256 bytes) of a value, counted from `b`.
     """
-    if not all(isinstance(kind, types.Literal) for kind in (registers, masked)):
+    if not all(isinstance(kind, types.Literal) for kind in (vectors, masked)):
         return None
-    width, edge = registers.literal_value, bool(masked.literal_value)
+    row, edge = range(vectors.literal_value), bool(masked.literal_value)
 
     def generate(context, builder, signature, arguments):
         values, places, fours, b, fifth, before, c, columns = arguments[:8]
-        sums = _Sums(builder, 2 * width)
-        for r in range(width):
-            sums.begin(r, load_lanes(builder, builder.add(before, word(64 * r))))
+        sets = 2 if has_avx512() else 1
+        sums = _Sums(builder, sets * len(row))
+        for v in row:
+            sums.begin(v, load_lanes(builder, builder.add(before, word(64 * v))))
         with cgutils.for_range(builder, fours) as loop:
-            # While an integer is loaded no row of B is: hence one load for four places, and one for four values.
-            four = _load(builder, builder.add(values, builder.mul(loop.index, word(16))), _floats(4), align=16)
-            four = _in_register(builder, builder.shuffle_vector(four, four, ir.Constant(_INTEGERS, [0, 1, 2, 3] * 4)))
+            four = _four_values(builder, builder.add(values, builder.mul(loop.index, word(16))))
             rows = _load(builder, builder.add(places, builder.mul(loop.index, word(8))), _I64, align=8)
-            for k in range(4):
-                left = builder.shuffle_vector(four, four, ir.Constant(_INTEGERS, [lane - lane % 4 + k for lane in range(16)]))
+            for k, left in enumerate(four):
                 moved = builder.lshr(rows, word(16 * k - 8)) if k else builder.shl(rows, word(8))
-                row = builder.add(b, builder.and_(moved, word(0xFFFF00)))
-                for r, right in enumerate(_load_row(builder, row, width, fifth)):
-                    sums.add_product(k % 2 * width + r, left, right)
-        for r, mask in enumerate(_column_masks(builder, columns, width, edge)):
-            store_lanes(builder, builder.fadd(sums[r], sums[width + r]), builder.add(c, word(64 * r)), mask)
+                at = builder.add(b, builder.and_(moved, word(0xFFFF00)))
+                for v, right in enumerate(_load_row(builder, at, row, fifth)):
+                    sums.add_product(k % sets * len(row) + v, left, right)
+        for v, mask in enumerate(_column_masks(builder, columns, row, edge)):
+            total = builder.fadd(sums[v], sums[len(row) + v]) if sets == 2 else sums[v]
+            store_lanes(builder, total, builder.add(c, word(64 * v)), mask)
         return context.get_dummy_value()
 
-    return types.void(*[_WORD] * 8, registers, masked), generate
+    return types.void(*[_WORD] * 8, vectors, masked), generate
+
+
+def _compress(builder, found, mask):
+    """[(values, their lanes, how many)] of the lanes of `mask`, which come first; what comes after them is of no use."""
+    if has_avx512():
+        compress = _function(builder, "llvm.experimental.vector.compress.v16i32", _INTEGERS, [_INTEGERS, _MASK, _INTEGERS])
+        first = [
+            builder.call(compress, [vector, mask, ir.Constant(_INTEGERS, None)])
+            for vector in (builder.bitcast(found, _INTEGERS), _IOTA)
+        ]
+        return [(*first, count_lanes(builder, mask))]
+    permute = _function(builder, "llvm.x86.avx2.permps", _floats(8), [_floats(8), ir.VectorType(_I32, 8)])
+    table, parts = _orders(builder), []
+    for first in (0, 8):
+        half = ir.Constant(ir.VectorType(_I32, 8), list(range(first, first + 8)))
+        values, inside = (builder.shuffle_vector(one, one, half) for one in (found, mask))
+        bits = builder.bitcast(inside, _I8)
+        order = builder.gep(table, [ir.Constant(_I64, 0), builder.zext(bits, _I64)])
+        lanes = builder.zext(builder.load(order), half.type)
+        count = builder.zext(builder.call(_function(builder, "llvm.ctpop.i8", _I8, [_I8]), [bits]), _I64)
+        parts.append((builder.call(permute, [values, lanes]), builder.add(lanes, _constant(half.type, first)), count))
+    return parts
+
+
+def _orders(builder):
+    """Of each 8 bits, the numbers of those that are set, in a table."""
+    rows = [[bit for bit in range(8) if bits >> bit & 1] for bits in range(256)]
+    row = ir.VectorType(_I8, 8)
+    rows = [ir.Constant(row, found + [0] * (8 - len(found))) for found in rows]
+    return cgutils.global_constant(builder, "orders", ir.Constant(ir.ArrayType(row, 256), rows))
 
 
 @intrinsic
 def compress_lanes(typing, source, lanes, values, places, first):
     """Write all that is not zero of `lanes` (up to 16) floats to `values`, and its lane plus `first`, 16 bits each, to
-    `places`; returns how many. 64 and 32 bytes are written, zeros last.
+    `places`; returns how many. Up to 64 and 32 bytes are written.
     """
 
     def generate(context, builder, signature, arguments):
         source, lanes, values, places, first = arguments
         found = load_lanes(builder, source, first_lanes(builder, lanes))
         mask = builder.fcmp_unordered("!=", found, _constant(_FLOATS, 0.0))
-        of_lanes = builder.add(_splat(builder, builder.trunc(first, _I32)), _IOTA)
-        compress = _function(builder, "llvm.x86.avx512.mask.compress.v16i32", _INTEGERS, [_INTEGERS, _INTEGERS, _MASK])
-        found, of_lanes = (
-            builder.call(compress, [vector, ir.Constant(_INTEGERS, None), mask])
-            for vector in (builder.bitcast(found, _INTEGERS), of_lanes)
-        )
-        store_lanes(builder, found, values)
-        store_lanes(builder, builder.trunc(of_lanes, _SHORTS), places)
-        return count_lanes(builder, mask)
+        total = word(0)
+        for kept, of_lanes, count in _compress(builder, found, mask):
+            shorts = builder.trunc(of_lanes, ir.VectorType(_I16, of_lanes.type.count))
+            shorts = builder.add(shorts, _splat(builder, builder.trunc(first, _I16), of_lanes.type.count))
+            store_lanes(builder, kept, builder.add(values, builder.mul(total, word(4))))
+            store_lanes(builder, shorts, builder.add(places, builder.mul(total, word(2))))
+            total = builder.add(total, count)
+        return total
 
     return _WORD(*[_WORD] * 5), generate
 
@@ -199,7 +241,7 @@ def move_entries(typing, values, places, to_values, to_places, further):
     def generate(context, builder, signature, arguments):
         values, places, to_values, to_places, further = arguments
         store_lanes(builder, load_lanes(builder, values), to_values)
-        further = _splat(builder, builder.trunc(further, _SHORTS.element))
+        further = _splat(builder, builder.trunc(further, _I16))
         store_lanes(builder, builder.add(_load(builder, places, _SHORTS, align=2), further), to_places)
         return context.get_dummy_value()
 

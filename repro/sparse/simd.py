@@ -16,19 +16,31 @@ from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
 
-@cache
-def has_avx512() -> bool:
-    """Whether the processor that numba compiles for has AVX-512. Compiling `window_step` for one without aborts the process.
+def _has(*features: str) -> bool:
+    """Whether the processor that numba compiles for has these instructions.
 
     `NUMBA_CPU_NAME` and `NUMBA_CPU_FEATURES` override the host, as they do for numba; a named processor that is not the host
     has just the features that are listed.
     """
-    host = llvmlite.binding.get_host_cpu_name()
     if config.CPU_FEATURES is not None:
-        return "+avx512f" in config.CPU_FEATURES.split(",")
-    if config.CPU_NAME not in (None, "", host):
+        listed = config.CPU_FEATURES.split(",")
+        return all(f"+{feature}" in listed for feature in features)
+    if config.CPU_NAME not in (None, "", llvmlite.binding.get_host_cpu_name()):
         return False
-    return bool(llvmlite.binding.get_host_cpu_features().get("avx512f"))
+    found = llvmlite.binding.get_host_cpu_features()
+    return all(found.get(feature, False) for feature in features)
+
+
+@cache
+def has_avx512() -> bool:
+    """Whether there are 32 registers of 16 lanes. Compiling `window_step` for a processor without aborts the process."""
+    return _has("avx512f")
+
+
+@cache
+def has_avx2() -> bool:
+    """Whether there are at least 16 registers of 8 lanes, and fused multiply-add."""
+    return _has("avx2", "fma")
 
 
 @cache

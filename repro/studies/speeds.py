@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import os
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from repro.engine import Context, Outcome, Trial, seed_for
+from repro.engine import Context, Outcome, Trial, local_executor, seed_for
 from repro.errors import ReproError, one_of
 from repro.studies.gates import CharacterTrial
 
@@ -20,16 +21,25 @@ if TYPE_CHECKING:
 NN, DENSE = "nn.LSTM", "dense"
 SCATTERED, COLUMNS, CSR, GATHERED = "scattered", "columns", "CSR", "gathered"
 HELD, TOP = "held", "top-k"
-NO_GPU = "no GPU"  # a metric that says why
+NO_GPU, NO_AVX2 = "no GPU", "no AVX2"  # metrics that say why
 DEVICES = ("cpu", "cuda")
+
+# For numba, MKL, oneDNN and torch; before they are loaded. On processors that are not Intel's MKL does as it likes.
+AVX2_ALONE = {
+    "NUMBA_CPU_NAME": "haswell",
+    "NUMBA_CPU_FEATURES": "+avx2,+fma",
+    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "ATEN_CPU_CAPABILITY": "avx2",
+}
 
 
 @dataclass(frozen=True)
 class SpeedSizes:
     """Layers that are timed: each of `widths` with each of `batches`, and so many of `rounds` for each width.
 
-    `sparsities` at all widths, `compared` at `compared_width` alone, and at `gpu_width` on a GPU. `after`: the share of a
-    training that goes before its step is timed, in `trained_rounds`.
+    `sparsities` at all widths, and once more at `avx2_widths` with AVX2 alone; `compared` at `compared_width` alone, and at
+    `gpu_width` on a GPU. `after`: the share of a training that goes before its step is timed, in `trained_rounds`.
     """
 
     widths: tuple[int, ...]
@@ -38,6 +48,7 @@ class SpeedSizes:
     sparsities: tuple[float, ...]
     compared: tuple[float, ...]
     compared_width: int
+    avx2_widths: tuple[int, ...]
     gpu_width: int
     after: float
     trained_rounds: int
@@ -47,6 +58,15 @@ class SpeedSizes:
 def has_gpu() -> bool:
     """Whether NVIDIA's driver runs, without waiting for torch."""
     return Path("/proc/driver/nvidia/version").exists()
+
+
+@cache
+def has_avx2() -> bool:
+    """Whether this processor has the instructions to which `SpeedTrial` can be kept, without waiting for torch."""
+    from llvmlite.binding import get_host_cpu_features
+
+    found = get_host_cpu_features()
+    return bool(found.get("avx2") and found.get("fma"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,9 +80,11 @@ class SpeedTrial(Trial):
     conversion included, and "gathered", dense products of the columns that are left. On a GPU, which has no kernels of this
     package, the last two only.
 
+    `avx2`: all competitors keep to AVX2, registers of 8 lanes, in a process of their own, whatever else the processor has.
+
     Curve `steps`, a row each: `method`, `sparsity` wanted, `zeros` measured, and in seconds the median over `rounds` of
     `forward` and `backward` and of their sum, `step`, with its quartiles `lower` and `upper`. Where there is no GPU for the
-    device "cuda" the outcome is a metric that says so, under a key of its own.
+    device "cuda", or no AVX2, the outcome is a metric that says so, under a key of its own.
     """
 
     study: ClassVar[str] = "zhu2017"
@@ -76,14 +98,24 @@ class SpeedTrial(Trial):
     compared: tuple[float, ...]
     rounds: int
     device: str = "cpu"
+    avx2: bool = False
     replicate: int = 0
 
     def __post_init__(self):
         super().__post_init__()
         one_of("device", self.device, DEVICES)
 
+    def _missing(self) -> dict[str, str]:
+        """What this machine lacks, by the name of the metric."""
+        missing = {}
+        if self.device == "cuda" and not has_gpu():
+            missing[NO_GPU] = "there is no NVIDIA GPU on this machine"
+        if self.avx2 and not has_avx2():
+            missing[NO_AVX2] = "this processor has no AVX2"
+        return missing
+
     def identity(self) -> dict[str, Any]:
-        return super().identity() | ({NO_GPU: True} if self.device == "cuda" and not has_gpu() else {})
+        return super().identity() | dict.fromkeys(self._missing(), True)
 
     def seconds(self) -> float:
         """For two cores, fitted by eye."""
@@ -94,12 +126,15 @@ class SpeedTrial(Trial):
         return 1.5 + (self.rounds + 2) * methods * dense
 
     def label(self) -> str:
-        where = "GPU" if self.device == "cuda" else "CPU"
-        return f"steps of {self.hidden} cells, batch {self.batch}, on the {where}, repeat {self.replicate}"
+        where = "on the GPU" if self.device == "cuda" else "by AVX2 alone" if self.avx2 else "on the CPU"
+        return f"steps of {self.hidden} cells, batch {self.batch}, {where}, repeat {self.replicate}"
 
     def run(self, context: Context) -> Outcome:
-        if self.device == "cuda" and not has_gpu():
-            return Outcome({NO_GPU: "there is no NVIDIA GPU on this machine"})
+        if missing := self._missing():
+            return Outcome(missing)
+        if self.avx2:
+            with local_executor(1, context.threads) as process:
+                return process.submit(_by_avx2, replace(self, avx2=False), context).result()
         from repro.gradients.timing import interleaved
 
         steps = self.steps()
@@ -144,6 +179,19 @@ class SpeedTrial(Trial):
             steps[CSR, share] = step(LibraryLSTM(*size, threshold=thresholds[share], means="CSR"))
             steps[GATHERED, share] = step(LibraryLSTM(*size, threshold=columns, means="columns"))
         return steps
+
+
+def _by_avx2(trial: SpeedTrial, context: Context) -> Outcome:
+    """Of a process that has loaded none of the libraries yet."""
+    os.environ.update(AVX2_ALONE)
+    import torch
+
+    from repro.sparse.simd import has_avx512
+
+    taken = torch.backends.cpu.get_cpu_capability()
+    if taken != "AVX2" or has_avx512():
+        raise ReproError(f"torch takes {taken} in a process that was kept to AVX2: set {AVX2_ALONE} before it starts")
+    return trial.run(context)
 
 
 def _summary(times: np.ndarray) -> dict[str, float]:

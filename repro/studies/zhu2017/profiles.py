@@ -173,6 +173,7 @@ LAPTOP = Profile(
         sparsities=(0.5, 0.8, 0.9),
         compared=(0.8,),
         compared_width=650,
+        avx2_widths=(650,),
         gpu_width=1500,
         after=0.1,
         trained_rounds=10,
@@ -220,6 +221,7 @@ PROFILES = {
             sparsities=(0.5, 0.8, 0.9),
             compared=(0.8,),
             compared_width=16,
+            avx2_widths=(16,),
             gpu_width=16,
             after=0.1,
             trained_rounds=3,
@@ -267,6 +269,7 @@ PROFILES = {
             sparsities=(0.5, 0.65, 0.8, 0.9, 0.95),
             compared=(0.8, 0.9),
             compared_width=650,
+            avx2_widths=(256, 650, 1024, 1500),
             gpu_width=1500,
             after=0.1,
             trained_rounds=20,
@@ -383,7 +386,7 @@ def step_name(width: int, batch: int) -> str:
     return f"{width} cells, batch {batch}"
 
 
-ON_GPU = "GPU: "
+AVX2, ON_GPU = "AVX2: ", "GPU: "
 
 
 def speed_arms(profile: Profile) -> Arms:
@@ -391,29 +394,25 @@ def speed_arms(profile: Profile) -> Arms:
     sizes, arms = profile.speed, {}
     for width, rounds in zip(sizes.widths, sizes.rounds, strict=True):
         for batch in sizes.batches:
+            name, steps = step_name(width, batch), {"sparsities": sizes.sparsities, "rounds": rounds}
             compared = sizes.compared if width == sizes.compared_width else ()
-            arms[step_name(width, batch)] = _step_trials(profile, width, batch, sizes.sparsities, compared, rounds, "cpu")
-    batch, rounds = sizes.batches[0], sizes.rounds[0]
-    gpu = _step_trials(profile, sizes.gpu_width, batch, (), sizes.compared, rounds, "cuda")
+            arms[name] = _step_trials(profile, width, batch, compared=compared, **steps)
+            if width in sizes.avx2_widths:
+                arms[AVX2 + name] = _step_trials(profile, width, batch, compared=(), avx2=True, **steps)
+    batch = sizes.batches[0]
+    arms[ON_GPU + step_name(sizes.gpu_width, batch)] = _step_trials(
+        profile, sizes.gpu_width, batch, sparsities=(), compared=sizes.compared, rounds=sizes.rounds[0], device="cuda"
+    )
     quality = {DENSE: arm(profile, "static", 0.0), COLUMNS_80: arm(profile, "columns", 0.8)}
     quality |= {name: trials for name, trials in mac_arms(profile).items() if name.removesuffix(TIMED) in TRADED}
-    return arms | {ON_GPU + step_name(sizes.gpu_width, batch): gpu} | quality
+    return arms | quality
 
 
 COLUMNS_80 = "80% of the columns, NT"
 
 
-def _step_trials(profile: Profile, width, batch, sparsities, compared, rounds, device) -> list[SpeedTrial]:
+def _step_trials(profile: Profile, width: int, batch: int, **more) -> list[SpeedTrial]:
     return [
-        SpeedTrial(
-            hidden=width,
-            batch=batch,
-            length=profile.speed_length,
-            sparsities=sparsities,
-            compared=compared,
-            rounds=rounds,
-            device=device,
-            replicate=replicate,
-        )
+        SpeedTrial(hidden=width, batch=batch, length=profile.speed_length, replicate=replicate, **more)
         for replicate in range(profile.seeds)
     ]

@@ -14,10 +14,10 @@ from repro.engine import Record
 from repro.report import plots
 from repro.studies.base import Exhibit, Quantity, Results
 from repro.studies.comparing import beside, interval
-from repro.studies.speeds import COLUMNS, CSR, DENSE, GATHERED, HELD, NN, NO_GPU, SCATTERED, TOP
+from repro.studies.speeds import COLUMNS, CSR, DENSE, GATHERED, HELD, NN, NO_AVX2, NO_GPU, SCATTERED, TOP
 from repro.studies.zhu2017 import parts
 from repro.studies.zhu2017.comparisons import paper, per_seed, relative_loss
-from repro.studies.zhu2017.profiles import COLUMNS_80, ON_GPU, TIMED, TRADED, speed_arms, static_name, step_name
+from repro.studies.zhu2017.profiles import AVX2, COLUMNS_80, ON_GPU, TIMED, TRADED, speed_arms, static_name, step_name
 from repro.studies.zhu2017.profiles import DENSE as DENSE_TRAINING
 
 Tables = dict[str, pd.DataFrame]
@@ -36,6 +36,11 @@ WORDS = {
 # --------------------------------------------------------------------------------------------------------------- of a record
 
 
+def _reasons(record: Record) -> list[str]:
+    """Why nothing was timed; none if something was."""
+    return [record.metrics[name] for name in (NO_GPU, NO_AVX2) if name in record.metrics]
+
+
 def timed_rows(record: Record) -> pd.DataFrame:
     """Curve "steps" with `speedup`, the time of the faster of nn.LSTM and our dense step over that of each row."""
     rows = pd.DataFrame(record.curves["steps"])
@@ -44,7 +49,7 @@ def timed_rows(record: Record) -> pd.DataFrame:
 
 def speedup_of(record: Record, method: str, sparsity: float) -> float:
     """NaN where the method was not timed."""
-    if NO_GPU in record.metrics:
+    if _reasons(record):
         return math.nan
     rows = timed_rows(record)
     found = rows.loc[(rows["method"] == method) & (rows["sparsity"] == sparsity), "speedup"]
@@ -128,16 +133,17 @@ QUANTITIES: dict[str, Quantity] = {
 
 
 def _of_steps(results: Results, on: str = "") -> list[str]:
-    """The arms that time one layer on the CPU, or `on` a GPU."""
-    return [arm for arm in results.arms if arm.startswith(on) and " cells, batch " in arm and (on or ON_GPU not in arm)]
+    """The arms that time one layer with all that the CPU has, or `on` a GPU, or by AVX2 alone."""
+    elsewhere = () if on else (AVX2, ON_GPU)
+    return [arm for arm in results.arms if " cells, batch " in arm and arm.startswith(on) and not arm.startswith(elsewhere)]
 
 
 def timed(results: Results, arm: str) -> pd.DataFrame:
-    """All rows of an arm, `repeat` by repeat, with the `machine` of each; none if nothing was run, or there is no GPU."""
+    """All rows of an arm, `repeat` by repeat, with the `machine` of each; none if nothing was timed."""
     found = [
         timed_rows(r).assign(repeat=r.spec["replicate"], machine=r.provenance.get("cpu"))
         for r in results.seeds(arm)
-        if NO_GPU not in r.metrics
+        if not _reasons(r)
     ]
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
 
@@ -145,7 +151,7 @@ def timed(results: Results, arm: str) -> pd.DataFrame:
 def steps(results: Results) -> Tables:
     """Milliseconds and speed-up of every method, and the quality of whole columns."""
     rows = []
-    for arm in [*_of_steps(results), *_of_steps(results, ON_GPU)]:
+    for arm in [name for on in ("", AVX2, ON_GPU) for name in _of_steps(results, on)]:
         found = timed(results, arm)
         for (method, share), part in found.groupby(["method", "sparsity"], sort=False) if len(found) else ():
             speedup, low, high = interval(part["speedup"])
@@ -208,23 +214,26 @@ def machine_of(results: Results, arms: list[str]) -> str:
 
 
 def _missing(results: Results) -> Tables:
-    reasons = sorted({record.metrics[NO_GPU] for record in results.used() if NO_GPU in record.metrics})
-    return {"Not timed": pd.DataFrame({"where": "GPU", "reason": reasons})} if reasons else {}
+    reasons = sorted({reason for record in results.used() for reason in _reasons(record)})
+    return {"Not timed": pd.DataFrame({"reason": reasons})} if reasons else {}
 
 
 def speed(results: Results) -> Figure:
-    """Left: speed-up over zeros for every width, under the bound by MACs; then every method at one width; then quality."""
+    """Left: speed-up over zeros for every width, under the bound by MACs, and by AVX2 alone (dashed); then every method at one
+    width; then quality."""
     figure, (left, middle, right) = plots.new_figure(1, 3, size=(15, 4.6))
     zeros = np.linspace(0, 100, 101)
     left.plot(zeros, by_macs(zeros / 100), color="black", linewidth=1, label="1 / (1 - 2 s / 3)")
     batch = results.profile.speed.batches[0]
     for width, colour in zip(results.profile.speed.widths, plots.PALETTE, strict=False):
-        rows = timed(results, step_name(width, batch))
-        if rows.empty:
-            continue
-        groups = rows[rows["method"] == SCATTERED].groupby("sparsity")
-        bars = np.array([interval(part["speedup"]) for _, part in groups]).T
-        plots.points(left, 100 * groups["zeros"].mean(), *bars, f"{width} cells", color=colour, linestyle="-", linewidth=1)
+        for on, style in (("", "-"), (AVX2, "--")):
+            rows = timed(results, on + step_name(width, batch))
+            if rows.empty:
+                continue
+            groups = rows[rows["method"] == SCATTERED].groupby("sparsity")
+            bars = np.array([interval(part["speedup"]) for _, part in groups]).T
+            label = f"{width} cells, AVX2 alone" if on else f"{width} cells"
+            plots.points(left, 100 * groups["zeros"].mean(), *bars, label, color=colour, linestyle=style, linewidth=1)
     bounds = [paper("macs", "sparsified", "speedup_bound", percent) for percent in (80, 90)]
     plots.paper(left, [80, 90], [bound.value for bound in bounds], bounds[0].known)
     left.axhline(1, color="black", linestyle=":", linewidth=1)
