@@ -17,7 +17,7 @@ import math
 import os
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ FORMAT = 1
 @dataclass(frozen=True)
 class Record:
     """What a trial left. `spec`: all its fields; `metrics`, `curves`, `diverged`: its outcome; `provenance`: code,
-    machine, time; `code_version`: that of the trial when it ran.
+    machine, time; `code_version`: that of the trial when it ran; `changed`: the fields that differed from their defaults.
     """
 
     key: str
@@ -43,6 +43,7 @@ class Record:
     diverged: bool
     provenance: dict[str, Any]
     code_version: int = 1
+    changed: dict[str, Any] = field(default_factory=dict)
 
 
 class Store:
@@ -105,6 +106,7 @@ class Store:
             **vars(outcome),
             provenance=provenance,
             code_version=trial.code_version,
+            changed=identity["fields"],
         )
 
     def records(self, study: str) -> list[Record]:
@@ -210,9 +212,15 @@ def _decode(data: bytes, path: Path) -> Record:
     if not identity["study"] == body["study"] == path.parent.parent.name or identity["kind"] != body["kind"]:
         raise ValueError("it belongs to another study or kind")
     outcome = _each_value(_decoded, body)
-    version = identity["code_version"]
     return Record(
-        body["key"], body["study"], body["kind"], body["spec"], **outcome, provenance=body["provenance"], code_version=version
+        body["key"],
+        body["study"],
+        body["kind"],
+        body["spec"],
+        **outcome,
+        provenance=body["provenance"],
+        code_version=identity["code_version"],
+        changed=identity["fields"],
     )
 
 

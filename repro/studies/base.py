@@ -225,12 +225,17 @@ def recorded(trials: Sequence[Trial], store: Store) -> dict[str, Record]:
 
 
 def timings(trials: Sequence[Trial], store: Store) -> dict[str, list[Record]]:
-    """The store's records of each timing trial, whatever machine they are of, the oldest first; by the trial's key here."""
-    wanted = {trial.key(): canonical([trial.kind, trial.code_version, trial.describe()]) for trial in trials if trial.timing}
+    """The store's records of each timing trial, whatever machine they are of, the oldest first; by the trial's key here.
+
+    As keys are, trials are compared by the fields that differ from their defaults: records may be older than a field.
+    """
+    wanted = {
+        trial.key(): canonical([trial.kind, trial.code_version, trial.identity()["fields"]]) for trial in trials if trial.timing
+    }
     studies = {trial.study for trial in trials if trial.timing}
     by_trial: dict[str, list[Record]] = {}
     for record in sorted((r for study in studies for r in store.records(study)), key=_started):
-        by_trial.setdefault(canonical([record.kind, record.code_version, record.spec]), []).append(record)
+        by_trial.setdefault(canonical([record.kind, record.code_version, record.changed]), []).append(record)
     return {key: by_trial.get(trial, []) for key, trial in wanted.items()}
 
 

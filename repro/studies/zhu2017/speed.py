@@ -227,7 +227,8 @@ def speed(results: Results) -> Figure:
     batch = results.profile.speed.batches[0]
     for width, colour in zip(results.profile.speed.widths, plots.PALETTE, strict=False):
         for on, style in (("", "-"), (AVX2, "--")):
-            rows = timed(results, on + step_name(width, batch))
+            arm = on + step_name(width, batch)
+            rows = timed(results, arm) if arm in results.arms else pd.DataFrame()
             if rows.empty:
                 continue
             groups = rows[rows["method"] == SCATTERED].groupby("sparsity")
