@@ -31,7 +31,7 @@ FORMAT = 1
 @dataclass(frozen=True)
 class Record:
     """What a trial left. `spec`: all its fields; `metrics`, `curves`, `diverged`: its outcome; `provenance`: code,
-    machine, time; `code_version`: that of the trial when it ran; `changed`: the fields that differed from their defaults.
+    machine, time; `identity`: what its key hashes.
     """
 
     key: str
@@ -42,8 +42,7 @@ class Record:
     curves: dict[str, dict[str, list]]
     diverged: bool
     provenance: dict[str, Any]
-    code_version: int = 1
-    changed: dict[str, Any] = field(default_factory=dict)
+    identity: dict[str, Any] = field(default_factory=dict)
 
 
 class Store:
@@ -105,8 +104,7 @@ class Store:
             trial.describe(),
             **vars(outcome),
             provenance=provenance,
-            code_version=trial.code_version,
-            changed=identity["fields"],
+            identity=identity,
         )
 
     def records(self, study: str) -> list[Record]:
@@ -219,8 +217,7 @@ def _decode(data: bytes, path: Path) -> Record:
         body["spec"],
         **outcome,
         provenance=body["provenance"],
-        code_version=identity["code_version"],
-        changed=identity["fields"],
+        identity=identity,
     )
 
 

@@ -1,6 +1,6 @@
 """C = A B in two ways for the same packed B: by all entries of A, or only by those that are not zero.
 
-A product takes a block of a panel at a time (see `repro.gradients.panels`): five rows of A in 20 registers if A is taken whole,
+A product takes a block of a panel at a time (see `repro.gradients.panels`): five rows of A together if A is taken whole,
 one row's non-zero entries, four at a time, if not (`repro.gradients.lists`).
 
 All take raw addresses, in an int64 array of arguments that a plan (see `repro.sparse.regions`) points to.

@@ -279,7 +279,7 @@ def pad_lanes(typing, source, lanes, target):
 
 
 def _interleave(builder, a, b, step: int):
-    """Blocks of `step` lanes of two registers: the even ones of both, and the odd ones of both."""
+    """Blocks of `step` lanes of two vectors: the even ones of both, and the odd ones of both."""
     low, high = [], []
     for lane in range(16):
         block, inside = divmod(lane, step)

@@ -227,16 +227,19 @@ def recorded(trials: Sequence[Trial], store: Store) -> dict[str, Record]:
 def timings(trials: Sequence[Trial], store: Store) -> dict[str, list[Record]]:
     """The store's records of each timing trial, whatever machine they are of, the oldest first; by the trial's key here.
 
-    As keys are, trials are compared by the fields that differ from their defaults: records may be older than a field.
+    Trials are compared as their keys are, but for the machine: a record may be older than a field that has its default.
     """
-    wanted = {
-        trial.key(): canonical([trial.kind, trial.code_version, trial.identity()["fields"]]) for trial in trials if trial.timing
-    }
+    wanted = {trial.key(): _timed(trial.identity()) for trial in trials if trial.timing}
     studies = {trial.study for trial in trials if trial.timing}
     by_trial: dict[str, list[Record]] = {}
     for record in sorted((r for study in studies for r in store.records(study)), key=_started):
-        by_trial.setdefault(canonical([record.kind, record.code_version, record.changed]), []).append(record)
+        by_trial.setdefault(_timed(record.identity), []).append(record)
     return {key: by_trial.get(trial, []) for key, trial in wanted.items()}
+
+
+def _timed(identity: Mapping[str, Any]) -> str:
+    """What was timed, whatever the machine was or lacked."""
+    return canonical([identity[name] for name in ("kind", "code_version", "fields")])
 
 
 def _started(record: Record) -> str:

@@ -190,7 +190,7 @@ def _by_avx2(trial: SpeedTrial, context: Context) -> Outcome:
 
     taken = torch.backends.cpu.get_cpu_capability()
     if taken != "AVX2" or has_avx512():
-        raise ReproError(f"torch takes {taken} in a process that was kept to AVX2: set {AVX2_ALONE} before it starts")
+        raise ReproError(f"torch ({taken}) or numba was loaded before it could be kept to AVX2: set {AVX2_ALONE} earlier")
     return trial.run(context)
 
 
