@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, ClassVar
 
@@ -143,6 +143,21 @@ class CharacterTrial(RuledTrial):
         windows = Windows(corpus.splits["train"], self.batch, self.length, seed_for(self.study, self.replicate, "windows"))
         return Course(self, model, optimizer, rule, windows)
 
+    def followed(self, share: float) -> Course:
+        """The training after a share of its updates, in [0, 1), none of which was looked at."""
+        course = replace(self, snapshots=(), measurements=1).course()
+        for step in range(self.updates(share)):
+            course.optimizer.zero_grad()
+            summed, items = course.loss(course.model, step)
+            (summed / items).backward()
+            course.optimizer.step()
+            course.after_step()
+        return course
+
+    def updates(self, share: float) -> int:
+        """How many updates a share of the training is."""
+        return round(share * self.steps)
+
     def make_rule(self) -> Rule:
         from repro.gradients import ByRate, RelativeRMS, TopK
         from repro.gradients.structured import ColumnTopK
@@ -169,6 +184,12 @@ class CharacterTrial(RuledTrial):
     def _curves(self, history: list[dict], course: Course) -> dict[str, dict[str, list]]:
         per_symbol = self.items() / (self.batch * self.length)
         return {"evaluations": evaluations(history, per_symbol)} | course.curves()
+
+
+def check_followed(share: float) -> None:
+    """Raises ReproError for a share of a training after which no update is left."""
+    if not 0 <= share < 1:
+        raise ReproError(f"the training is followed for a share of {share}: it must lie in [0, 1)")
 
 
 @lru_cache(maxsize=2)
@@ -245,19 +266,27 @@ class Course:
         if not self.trial.dense:
             return
         for share in self.trial.snapshots:
-            if step == round(share * self.trial.steps):
-                self.snapshots.add(share, self.model, lambda: self._summed_loss(step)[0] / self.trial.items())
+            if step == self.trial.updates(share):
+                self.snapshots.add(share, self.model, lambda: self.mean_loss(step))
 
     def curves(self) -> dict[str, dict[str, list]]:
         return {"zeros": self.meter.columns} | self.snapshots.curves
+
+    def minibatch(self, step: int) -> tuple[Tensor, Tensor, list | None]:
+        """(tokens, targets, states of the layers or None) of a step, the updates before which were made."""
+        return *self.windows.at(step), None if self.windows.starts_pass(step) else self.carried.state
+
+    def mean_loss(self, step: int) -> Tensor:
+        """The normalised loss of a step, which is not taken."""
+        return self._summed_loss(step)[0] / self.trial.items()
 
     def _summed_loss(self, step: int) -> tuple[Tensor, list]:
         from torch.nn.functional import cross_entropy
 
         from repro.models.language import detach
 
-        tokens, targets = self.windows.at(step)
-        logits, state = self.model(tokens, None if self.windows.starts_pass(step) else self.carried.state)
+        tokens, targets, before = self.minibatch(step)
+        logits, state = self.model(tokens, before)
         return cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum"), detach(state)
 
 

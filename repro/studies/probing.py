@@ -21,6 +21,7 @@ from repro.gradients import (
     TopK,
     cosines,
     dense_gradients,
+    record,
 )
 from repro.gradients.accelerator import Accelerator, simulate, total
 from repro.gradients.counting import Counted
@@ -287,3 +288,14 @@ def probe(model: nn.Module, loss: Callable[[], Tensor]) -> DenseProbe:
             site.record = None
     model.zero_grad()
     return found
+
+
+def recorded(model: nn.Module, loss: Callable[[], Tensor], rule: Rule) -> list[LayerRecord]:
+    """What one step of a model under another rule makes of its gate gradients, a record a layer, the lowest first.
+
+    Gradients are left cleared.
+    """
+    with _under(model, rule, weights_only=False), record(model) as records:
+        loss().backward()
+    model.zero_grad()
+    return list(records.values())

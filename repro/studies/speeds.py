@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from repro.engine import Context, Outcome, Trial, local_executor, seed_for
 from repro.errors import ReproError, one_of
-from repro.studies.gates import CharacterTrial
+from repro.studies.gates import CharacterTrial, check_followed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -227,8 +227,7 @@ class TrainedSpeedTrial(Trial):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 <= self.after < 1:
-            raise ReproError(f"the training is followed for a share of {self.after}: it must lie in [0, 1)")
+        check_followed(self.after)
 
     @property
     def replicate(self) -> int:
@@ -247,7 +246,8 @@ class TrainedSpeedTrial(Trial):
         from repro.gradients import ThresholdedLSTM
         from repro.gradients.timing import Step, WholeStep, interleaved
 
-        model, batch, states = self._followed()
+        course = self.training.followed(self.after)
+        model, (*batch, states) = course.model, course.minibatch(self.training.updates(self.after))
         others = {name: _with_layers(model, kind) for name, kind in ((NN, nn.LSTM), (DENSE, ThresholdedLSTM))}
         models = others | {SCATTERED: model}
         arriving = self._arriving(model, batch, states)
@@ -284,20 +284,6 @@ class TrainedSpeedTrial(Trial):
         out.requires_grad_()
         loss = self._of_logits(model.decoder(out), targets)
         return model.embedding(tokens).detach(), *torch.autograd.grad(loss, out)
-
-    def _followed(self):
-        """(model, (tokens, targets), states of its layers) of the step after the last update."""
-        course = replace(self.training, snapshots=(), measurements=1).course()
-        model = course.model
-        updates = round(self.after * self.training.steps)
-        for step in range(updates):
-            course.optimizer.zero_grad()
-            summed, items = course.loss(model, step)
-            (summed / items).backward()
-            course.optimizer.step()
-            course.after_step()
-        states = None if course.windows.starts_pass(updates) else course.carried.state
-        return model, course.windows.at(updates), states
 
 
 def _with_layers(model, kind):

@@ -6,7 +6,7 @@ from functools import reduce
 from operator import or_
 
 from repro.studies.base import Arms, Exhibit, Study
-from repro.studies.zhu2017 import figures, others, profiles, recipe, sensitivity, speed, tables, tasks, variants, words
+from repro.studies.zhu2017 import figures, others, places, profiles, recipe, sensitivity, speed, tables, tasks, variants, words
 from repro.studies.zhu2017.profiles import PROFILES, Profile, corpus_note
 from repro.studies.zhu2017.quantities import QUANTITIES
 
@@ -97,7 +97,7 @@ AUDIT = (
         (),
     ),
 )
-FAMILIES = (sensitivity, recipe, tasks, words, others, variants, speed)
+FAMILIES = (places, sensitivity, recipe, tasks, words, others, variants, speed)
 EXHIBITS = (*MAIN, *(exhibit for family in FAMILIES for exhibit in family.EXHIBITS), *AUDIT)
 
 STUDY = Study(
