@@ -89,6 +89,16 @@ def test_mirror_is_copied_unpacked_and_then_left_alone(place):
     assert registry.status("toy", place / "cache", place / "registry.toml").state == "ready"
 
 
+def test_a_changed_byte_is_mended_by_the_next_fetch(place):
+    """The file has its size still: `status`, which only looks, calls it ready."""
+    folder = fetch(place)
+    (folder / "wav/a.raw").write_bytes(b"\0" * len(RECORDINGS["toy/wav/a.raw"]))
+    assert registry.status("toy", place / "cache", place / "registry.toml").state == "ready"
+    fetch(place)
+    assert (folder / "wav/a.raw").read_bytes() == RECORDINGS["toy/wav/a.raw"]
+    assert left_behind(place) == ["toy"]
+
+
 def test_content_is_that_of_the_files_and_nothing_else(place):
     """Two fetches agree on the content's checksum, which is that of the list of all files."""
     first = registry.content(fetch(place))

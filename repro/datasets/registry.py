@@ -52,7 +52,7 @@ def cache_folder(target: Path | None = None) -> Path:
 
 
 def fetch(corpus: str, target: Path | None = None, mirror: Path | None = None, registry: Path | None = None) -> Path:
-    """Make `target/corpus` complete and return it; does nothing when it already is.
+    """Make `target/corpus` complete and return it; does nothing when it already is, by the checksums of its files.
 
     `mirror` (default: the folder that the variable REPRO_DATA_MIRROR names) is used instead of the network when given: it
     holds the files under the registry's paths. Otherwise each address is tried in turn. Raises ReproError, leaving what was
@@ -65,7 +65,7 @@ def fetch(corpus: str, target: Path | None = None, mirror: Path | None = None, r
     try:
         target.mkdir(parents=True, exist_ok=True)
         with FileLock(target / f".{corpus}.lock"):
-            if _problem(corpora[corpus], target / corpus) is None:
+            if _problem(corpora[corpus], target / corpus, read=True) is None:
                 return target / corpus
             for left in target.glob(f".{corpus}-*"):  # of a call that was killed: nobody else is at work under this lock
                 shutil.rmtree(left)
@@ -120,17 +120,19 @@ def _stamp(folder: Path) -> dict:
     return json.loads((folder / STAMP).read_text())
 
 
-def _problem(entry: dict, folder: Path) -> str | None:
-    """What is wrong with a prepared folder, or None. Quick: sizes are compared, not checksums."""
+def _problem(entry: dict, folder: Path, read: bool = False) -> str | None:
+    """What is wrong with a prepared folder, or None: by the sizes of its files or, if they are `read`, by their checksums."""
     if not folder.is_dir():
         return "it was not fetched"
     try:
         stamp = _stamp(folder)
         if stamp["registry"] not in map(_digest, entry["editions"]):
             return "the registry has changed since it was fetched"
-        for name, (size, _) in stamp["files"].items():
+        for name, (size, checksum) in stamp["files"].items():
             if not (folder / name).is_file() or (folder / name).stat().st_size != size:
                 return f"{name} is missing or does not have its {size} bytes"
+            if read and _sha256(folder / name) != checksum:
+                return f"{name} does not have its SHA-256 {checksum}"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"{STAMP} is missing or damaged"
     return None
