@@ -12,7 +12,7 @@ from repro.engine import Record
 from repro.report import plots
 from repro.studies.base import Arms, Exhibit, Quantity, Results
 from repro.studies.comparing import beside, interval
-from repro.studies.gates import PRINTED, QUANTILE, SNAPSHOTS
+from repro.studies.gates import PRINTED, QUANTILE
 from repro.studies.places import NO_RULE, PLACES, SHARE, STATIC, PlacesTrial
 from repro.studies.zhu2017 import comparisons as c
 from repro.studies.zhu2017.comparisons import of_extreme, per_seed
@@ -20,14 +20,14 @@ from repro.studies.zhu2017.profiles import DENSE, Profile, arm, corpus_note, sho
 
 BLUE, RED, GREEN, PINK, ORANGE, SKY = plots.PALETTE
 
-TENTH = SNAPSHOTS[1]  # of training: from there on gates hardly change, says section 2.2
+AFTER = 0.15  # of training: from a tenth on gates hardly change, says section 2.2, and there a pass begins, with states of zero
 RULES = {NO_RULE: "t = 0", SHARE: f"t for {QUANTILE:.0%}", STATIC: f"t = {short(PRINTED)}"}
 
 
 def arms(profile: Profile) -> Arms:
     """Steps of the dense training."""
     return {
-        DENSE: [PlacesTrial(training=trial, after=TENTH, t=PRINTED, share=QUANTILE) for trial in arm(profile, "static", 0.0)]
+        DENSE: [PlacesTrial(training=trial, after=AFTER, t=PRINTED, share=QUANTILE) for trial in arm(profile, "static", 0.0)]
     }
 
 
@@ -76,7 +76,7 @@ def tables(results: Results) -> dict[str, pd.DataFrame]:
     ]
     of_share = [(RULES[SHARE], "t", None, results.metric(DENSE, "t_of_share"))]
     return {
-        f"Zeros of one step, {100 * TENTH:g} % of training (layer 1: nearest the input)": beside(rows),
+        f"Zeros of one step, {100 * AFTER:g} % of training (layer 1: nearest the input)": beside(rows),
         "The threshold below which the wanted share of the dense dnet lies": beside(of_share),
     }
 
@@ -99,7 +99,7 @@ def figure(results: Results) -> Figure:
     for row in axes:
         row[0].set_ylabel("zeros of dnet, %")
         plots.legend_below(row[1])
-    words = f"one step after {100 * TENTH:g} % of a dense training, NT, 95 % interval; {corpus_note(results.profile)}"
+    words = f"one step after {100 * AFTER:g} % of a dense training, NT, 95 % interval; {corpus_note(results.profile)}"
     plots.note(figure, words)
     return figure
 
