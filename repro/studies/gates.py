@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from repro.engine import Context, Outcome, seed_for
 from repro.errors import ReproError, one_of
@@ -46,7 +46,7 @@ class CharacterTrial(RuledTrial):
     `rule` and `value` also: "top", wanted share of zeros; "columns", wanted share of whole columns; "rms", t over the root mean
     square of dnet; "rate", t over gradient norm / learning rate. `weights_only`: it acts in the gradients of the weights alone.
     `precision`: to which numbers dnet is rounded where it is formed. `snapshots`: shares of training at which a dense arm in
-    float32 is looked at.
+    float32 is looked at: at the update that comes next, or the one before if that is the first of a pass, with states of zero.
     """
 
     kind: ClassVar[str] = "characters"
@@ -72,6 +72,10 @@ class CharacterTrial(RuledTrial):
     @property
     def dense(self) -> bool:
         return self.rule == "static" and self.value == 0 and self.precision == "float32"
+
+    def identity(self) -> dict[str, Any]:
+        """Where a training is looked at, this says how: others keep the keys of their records."""
+        return super().identity() | ({"looked_at": "within a pass"} if self.dense and self.snapshots else {})
 
     def seconds(self) -> float:
         """Fitted by eye to runs on one core; only plans and progress bars depend on it."""
@@ -266,8 +270,12 @@ class Course:
         if not self.trial.dense:
             return
         for share in self.trial.snapshots:
-            if step == self.trial.updates(share):
+            if step == self._within_pass(self.trial.updates(share)):
                 self.snapshots.add(share, self.model, lambda: self.mean_loss(step))
+
+    def _within_pass(self, step: int) -> int:
+        """The step, or the one before if it is the first of a pass: states of zero are not what most steps begin with."""
+        return step - 1 if step and self.windows.starts_pass(step) else step
 
     def curves(self) -> dict[str, dict[str, list]]:
         return {"zeros": self.meter.columns} | self.snapshots.curves
