@@ -58,11 +58,11 @@ def of(curve, rule):
 
 def test_zeros_are_those_of_each_dnet_counted_by_hand(curve):
     """Gates are quarters of dnet's columns; steps 0, 1, 2 are the first tenth of 25, 3 and 4 the second, and so on."""
-    course = TRAINING.followed(0.5)
+    course, step = TRIAL.followed()
     rules = [Remembered(TRIAL.t) for _ in range(TRAINING.layers)]
     for site, rule in zip(sites(course.model), rules, strict=True):
         site.rule = rule
-    course.mean_loss(6).backward()
+    course.mean_loss(step).backward()
     for layer, rule in enumerate(rules):
         zero = np.array(rule.left[::-1]).reshape(25, 8, 4, 8) == 0
         for place in range(PLACES):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from repro.engine import Context, Outcome, seed_for
+from repro.engine import Context, Outcome, Trial, seed_for
 from repro.errors import ReproError, one_of
 from repro.studies.ruled import RULES, RuledTrial, evaluations
 
@@ -147,17 +147,6 @@ class CharacterTrial(RuledTrial):
         windows = Windows(corpus.splits["train"], self.batch, self.length, seed_for(self.study, self.replicate, "windows"))
         return Course(self, model, optimizer, rule, windows)
 
-    def followed(self, share: float) -> Course:
-        """The training after a share of its updates, in [0, 1), none of which was looked at."""
-        course = replace(self, snapshots=(), measurements=1).course()
-        for step in range(self.updates(share)):
-            course.optimizer.zero_grad()
-            summed, items = course.loss(course.model, step)
-            (summed / items).backward()
-            course.optimizer.step()
-            course.after_step()
-        return course
-
     def updates(self, share: float) -> int:
         """How many updates a share of the training is."""
         return round(share * self.steps)
@@ -190,10 +179,34 @@ class CharacterTrial(RuledTrial):
         return {"evaluations": evaluations(history, per_symbol)} | course.curves()
 
 
-def check_followed(share: float) -> None:
-    """Raises ReproError for a share of a training after which no update is left."""
-    if not 0 <= share < 1:
-        raise ReproError(f"the training is followed for a share of {share}: it must lie in [0, 1)")
+@dataclass(frozen=True, kw_only=True)
+class FollowedTrial(Trial):
+    """What is asked of one step within a `training`, which is followed for a share `after` of its updates."""
+
+    study: ClassVar[str] = "zhu2017"
+
+    training: CharacterTrial
+    after: float
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= self.after < 1:
+            raise ReproError(f"the training is followed for a share of {self.after}: it must lie in [0, 1)")
+
+    @property
+    def replicate(self) -> int:
+        return self.training.replicate
+
+    def followed(self) -> tuple[Course, int]:
+        """The training, of which nothing was measured, and the step that comes next."""
+        course, updates = replace(self.training, snapshots=(), measurements=1).course(), self.training.updates(self.after)
+        for step in range(updates):
+            course.optimizer.zero_grad()
+            summed, items = course.loss(course.model, step)
+            (summed / items).backward()
+            course.optimizer.step()
+            course.after_step()
+        return course, updates
 
 
 @lru_cache(maxsize=2)

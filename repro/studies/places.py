@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from repro.engine import Context, Outcome, Trial
-from repro.studies.gates import CharacterTrial, check_followed
+from repro.engine import Context, Outcome
+from repro.studies.gates import FollowedTrial
 
 PLACES = 10  # parts into which a sequence is divided
 NO_RULE, STATIC, SHARE = "no rule", "static", "share"
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlacesTrial(Trial):
+class PlacesTrial(FollowedTrial):
     """One step within a dense character training: its zeros of dnet by layer, gate and place in the sequence.
 
     The `training` is followed for a share `after` of its updates. The gradient of the batch that comes next is then taken with
@@ -24,21 +24,10 @@ class PlacesTrial(Trial):
     how many `entries` dnet has there, and how many of them are `zeros`. Metric `t_of_share`.
     """
 
-    study: ClassVar[str] = "zhu2017"
     kind: ClassVar[str] = "places"
 
-    training: CharacterTrial
-    after: float
     t: float
     share: float
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_followed(self.after)
-
-    @property
-    def replicate(self) -> int:
-        return self.training.replicate
 
     def seconds(self) -> float:
         return 1 + (self.after + 20 / self.training.steps) * self.training.seconds()
@@ -50,7 +39,7 @@ class PlacesTrial(Trial):
         from repro.gradients import Static
         from repro.studies.probing import probe, recorded
 
-        course, step = self.training.followed(self.after), self.training.updates(self.after)
+        course, step = self.followed()
 
         def loss():
             return course.mean_loss(step)

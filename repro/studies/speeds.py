@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from repro.engine import Context, Outcome, Trial, local_executor, seed_for
 from repro.errors import ReproError, one_of
-from repro.studies.gates import CharacterTrial, check_followed
+from repro.studies.gates import FollowedTrial
 
 if TYPE_CHECKING:
     import numpy as np
@@ -204,7 +204,7 @@ def _summary(times: np.ndarray) -> dict[str, float]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainedSpeedTrial(Trial):
+class TrainedSpeedTrial(FollowedTrial):
     """The LSTM layers of a character model within its training, with the zeros that its rule makes there; one repeat.
 
     The `training` is followed for a share `after` of its updates; the step that comes next is then taken over and over: its
@@ -216,22 +216,11 @@ class TrainedSpeedTrial(Trial):
     them; metric `symbols`, how many the vocabulary has.
     """
 
-    study: ClassVar[str] = "zhu2017"
     kind: ClassVar[str] = "trained speed"
     code_version: ClassVar[int] = 3  # with the whole model
     timing: ClassVar[bool] = True
 
-    training: CharacterTrial
-    after: float
     rounds: int
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_followed(self.after)
-
-    @property
-    def replicate(self) -> int:
-        return self.training.replicate
 
     def seconds(self) -> float:
         followed = replace(self.training, snapshots=())
@@ -246,8 +235,8 @@ class TrainedSpeedTrial(Trial):
         from repro.gradients import ThresholdedLSTM
         from repro.gradients.timing import Step, WholeStep, interleaved
 
-        course = self.training.followed(self.after)
-        model, (*batch, states) = course.model, course.minibatch(self.training.updates(self.after))
+        course, step = self.followed()
+        model, (*batch, states) = course.model, course.minibatch(step)
         others = {name: _with_layers(model, kind) for name, kind in ((NN, nn.LSTM), (DENSE, ThresholdedLSTM))}
         models = others | {SCATTERED: model}
         arriving = self._arriving(model, batch, states)
