@@ -75,7 +75,7 @@ def test_zeros_are_those_of_each_dnet_counted_by_hand(curve):
 
 
 def test_without_a_rule_the_zeros_are_those_the_training_counts_at_that_update(tmp_path, curve):
-    """And the t that is found leaves the wanted share, or a little less where removed gradients no longer arrive."""
+    """And the t that is found makes the wanted share zero, or a little more: what is removed no longer arrives elsewhere."""
     zeros = dataclasses.replace(TRAINING, measurements=12).run(Context(tmp_path / "training", 1)).curves["zeros"]
     at = [i for i, step in enumerate(zeros["step"]) if step == 6]
     counted = [sum(zeros[cause][i] for cause in ("saturated", "arriving", "factor", "underflow", "threshold")) for i in at]

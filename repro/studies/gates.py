@@ -199,7 +199,7 @@ class FollowedTrial(Trial):
 
     def followed(self) -> tuple[Course, int]:
         """The training, of which nothing was measured, and the step that comes next."""
-        course, updates = replace(self.training, snapshots=(), measurements=1).course(), self.training.updates(self.after)
+        course, updates = replace(self.training, snapshots=(), measurements=0).course(), self.training.updates(self.after)
         for step in range(updates):
             course.optimizer.zero_grad()
             summed, items = course.loss(course.model, step)

@@ -56,7 +56,7 @@ class PlacesTrial(FollowedTrial):
 
 def _by_place(record) -> list[dict]:
     """Zeros and entries of each gate in each part of the sequence."""
-    zeros, entries = [record.zeros[step].sum(1) for step in range(len(record.zeros))], record.totals
+    zeros, entries = [by_cause.sum(1) for by_cause in record.zeros], record.totals
     rows = []
     for place in range(PLACES):
         steps = [step for step in range(len(entries)) if step * PLACES // len(entries) == place]

@@ -7,10 +7,8 @@ from operator import or_
 
 from repro.studies.base import Arms, Exhibit, Study
 from repro.studies.zhu2017 import figures, others, places, profiles, recipe, sensitivity, speed, tables, tasks, variants, words
-from repro.studies.zhu2017.profiles import PROFILES, Profile, corpus_note
+from repro.studies.zhu2017.profiles import PROFILES, TRAINING, Profile, corpus_note
 from repro.studies.zhu2017.quantities import QUANTITIES
-
-TRAINING = ("seeds", "hidden", "layers", "length", "batch", "steps", "learning_rate")
 
 
 def no_trials(profile: Profile) -> Arms:

@@ -16,7 +16,7 @@ from repro.studies.gates import PRINTED, QUANTILE
 from repro.studies.places import NO_RULE, PLACES, SHARE, STATIC, PlacesTrial
 from repro.studies.zhu2017 import comparisons as c
 from repro.studies.zhu2017.comparisons import of_extreme, per_seed
-from repro.studies.zhu2017.profiles import DENSE, Profile, arm, corpus_note, short
+from repro.studies.zhu2017.profiles import DENSE, TRAINING, Profile, arm, corpus_note, short
 
 BLUE, RED, GREEN, PINK, ORANGE, SKY = plots.PALETTE
 
@@ -112,7 +112,7 @@ EXHIBITS = (
         arms,
         tables,
         figure,
-        ("seeds", "hidden", "layers", "length", "batch", "steps", "learning_rate"),
+        TRAINING,
     ),
 )
 

@@ -12,6 +12,9 @@ from repro.studies.words import MEDIUM, SMALL, WordRecipe, WordSizes
 
 NT, N = "NT", "N"
 
+# Fields of a profile that notebooks of the character model may change.
+TRAINING = ("seeds", "hidden", "layers", "length", "batch", "steps", "learning_rate")
+
 # The paper's thresholds. At 1e-8 it shows one step only; the claims choose among all of them.
 THRESHOLDS = {NT: (0.0, 1e-8, 1e-7, 1e-6, 1e-5), N: (0.0, 1e-7, 1e-6, 1e-5)}
 HELD = {NT: (0.8, 0.9, 0.95), N: (0.8, 0.9)}

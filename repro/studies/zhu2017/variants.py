@@ -14,7 +14,7 @@ from repro.studies.comparing import beside, interval
 from repro.studies.gates import QUANTILE, SNAPSHOTS
 from repro.studies.zhu2017 import comparisons as c
 from repro.studies.zhu2017.comparisons import paper, per_seed, relative_loss
-from repro.studies.zhu2017.profiles import DENSE, Profile, arm, corpus_note, held_name, short, static_name
+from repro.studies.zhu2017.profiles import DENSE, TRAINING, Profile, arm, corpus_note, held_name, short, static_name
 
 BLUE, RED, GREEN, PINK, ORANGE, SKY = plots.PALETTE
 
@@ -216,8 +216,6 @@ def precision_figure(results: Results) -> Figure:
     plots.note(figure, f"NT, 95 % interval; {corpus_note(results.profile)}" + c.without_records(results))
     return figure
 
-
-TRAINING = ("seeds", "hidden", "layers", "length", "batch", "steps", "learning_rate")
 
 EXHIBITS = (
     Exhibit(
