@@ -88,15 +88,20 @@ def test_what_torchs_own_products_cannot_do_is_named():
         LibraryLSTM(3, 4, means="COO")
     with pytest.raises(ReproError, match="weights_only is True"):
         LibraryLSTM(3, 4, means="CSR", weights_only=True)
+    uneven, even = (nn.utils.rnn.pack_padded_sequence(torch.randn(5, 2, 3), lengths) for lengths in ([5, 1], [5, 5]))
+    layer = LibraryLSTM(3, 4, means="CSR", threshold=1e-12)
+    layer(even)[0].data.sum().backward()
+    with pytest.raises(ReproError, match="not equally long"):
+        layer(uneven)
 
 
 def test_measuring_zeros_leaves_the_thresholds_that_a_rule_holds():
     one = step(ThresholdedLSTM(12, 8, threshold=HeldSparsity(0.8)))
     one()
     (site,) = one.layers[0].sites
-    before = site.rule, site.number, site.rule.known(site.number)
+    before = site.rule, site.number, site.rule.state_dict()
     one.zeros(), one.threshold_for(0.5)
-    assert (site.rule, site.number, site.rule.known(site.number)) == before
+    assert (site.rule, site.number, site.rule.state_dict()) == before
 
 
 def test_drawn_columns_are_zero_for_the_whole_minibatch_and_drawn_anew():
@@ -199,10 +204,11 @@ def test_a_speed_trial_times_every_method_at_every_share(tmp_path):
 
 def test_without_a_gpu_the_outcome_says_so_under_a_key_of_its_own(tmp_path, monkeypatch):
     trial = dataclasses.replace(TINY, device="cuda")
-    monkeypatch.setattr(speeds, "has_gpu", lambda: True)
-    with_gpu = trial.key()
-    monkeypatch.setattr(speeds, "has_gpu", lambda: False)
-    assert trial.key() != with_gpu
+    keys = set()
+    for name in ("NVIDIA A100", "NVIDIA H100", None):
+        monkeypatch.setattr(speeds, "gpu_model", lambda name=name: name)
+        keys.add(trial.key())
+    assert len(keys) == 3, "another GPU behind the same processor is another machine"
     assert "GPU" in trial.run(Context(tmp_path / "none", 1)).metrics[NO_GPU]
     assert dataclasses.replace(trial, device="cpu").key() == TINY.key()
     with pytest.raises(ReproError, match="cpu, cuda"):
@@ -323,6 +329,15 @@ def test_a_claim_names_the_machine_of_its_own_timings():
     sources = {verdict.claim.quantity: verdict.source for verdict in STUDIES["zhu2017"].verdicts("speed", results)}
     assert sources["speedup_80_650"] == "abacus, 2 threads"
     assert sources["speedup_80_1500"] == "slide rule, 1 threads"
+
+
+def test_what_was_timed_on_a_gpu_names_the_gpu():
+    """A trial on the processor does not, though torch found a GPU beside it."""
+    for device, name in (("cuda", "NVIDIA H100"), ("cpu", "abacus, 2 threads")):
+        trial = dataclasses.replace(TINY, device=device)
+        where = {"cpu": "abacus", "threads": 2, "gpu": "NVIDIA H100"}
+        timed = Record(trial.key(), trial.study, trial.kind, trial.describe(), {}, {}, False, where)
+        assert Results(None, {"arm": [trial]}, {trial.key(): timed}).machine() == name
 
 
 def test_the_dense_step_is_judged_at_its_worst_width():

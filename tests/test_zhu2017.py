@@ -388,6 +388,16 @@ def test_paired_quantities_leave_out_missing_seeds_and_keep_diverged_ones():
     assert all(math.isnan(value) for value in values[2:])
 
 
+def test_a_seed_that_diverged_leaves_the_deviations_of_the_others():
+    """Losses of 2.0, 2.2 and 1.8: 0, 10 and 10 % from their mean; the fifth was not run."""
+    trials = training_arms(PROFILES["paper"])["t = 0, NT"]
+    records = {trials[i].key(): record(trials[i], {"validation_loss": loss}) for i, loss in ((0, 2.0), (1, 2.2), (3, 1.8))}
+    records[trials[2].key()] = record(trials[2], diverged=True)
+    results = Results(PROFILES["paper"], {"t = 0, NT": trials}, records)
+    found = STUDY.quantities["validation_loss_seed_deviation_percent"](results)
+    np.testing.assert_allclose(found, [0, 10, math.inf, 10, math.nan], atol=1e-9)
+
+
 @pytest.mark.parametrize("name", ["figure2", "macs"])
 def test_an_exhibit_runs_end_to_end(name, tmp_path):
     """Tiny settings: trials, tables, figure and verdicts of all its claims."""

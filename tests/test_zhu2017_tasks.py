@@ -272,7 +272,7 @@ def test_the_skew_is_that_of_the_least_skewed_sigmoid_gate():
         curve["count"] += counts
     trial = arms["t = 0, NT"][0]
     results = Results(PROFILES["laptop"], arms, {trial.key(): record(trial, curves={"histograms": curve})})
-    assert tasks.captioning_extreme_percent_sigmoid(results)[0] == pytest.approx(20)
+    assert tasks.QUANTITIES["captioning_extreme_percent_sigmoid"](results)[0] == pytest.approx(20)
 
 
 def test_every_claim_has_a_quantity():

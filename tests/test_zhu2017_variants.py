@@ -82,7 +82,7 @@ def test_whole_columns_are_removed(tmp_path):
 
 
 def test_a_rule_for_the_weights_alone_leaves_the_gradient_of_the_embedding(tmp_path):
-    """Above all gradients, it freezes the layers, but not the embedding; everywhere, it leaves the decoder alone to learn."""
+    """Above all gradients, t leaves the decoder alone to learn; in the weights alone the embedding as well: three trainings."""
     everywhere, weights = (run(tmp_path, value=1e30, weights_only=alone).metrics["train_loss"] for alone in (False, True))
     dense = run(tmp_path).metrics["train_loss"]
     assert len({everywhere, weights, dense}) == 3

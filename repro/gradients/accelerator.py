@@ -149,15 +149,6 @@ def simulate_output(symbols: int, hidden: int, frames: int, machine: Accelerator
     }
 
 
-def structured_sparsity(mask: ArrayLike) -> float:
-    """Share of the columns of dnet that are zero for the whole minibatch at a time step, over all steps and columns.
-
-    `mask` (T, B, 4H) as in `simulate`. It is what dense hardware can skip, by a dense product of the columns that are left. If
-    zeros fell independently with a share s, it would be s^B: 0.8^20 is 1.2 %, 0.8^50 one column in 70,000 (derived here).
-    """
-    return float((~_checked(mask).any(1)).mean())
-
-
 def _checked(mask: ArrayLike) -> np.ndarray:
     mask = np.asarray(mask)
     if mask.dtype != bool or mask.ndim != 3 or mask.shape[2] % 4:

@@ -15,7 +15,8 @@ class ThresholdedGRU(ThresholdedRNN, nn.GRU):
 
     Thresholded are the gradients of the three sums in brackets, dnet (batch, 3 hidden), once all three are formed. The
     products of the input (dx, dW) take dnet as it is; those of the state (dh, dU) take dnet_n times r for the third gate, as
-    r stands between U_n h and its sum: a zero stays one, and the threshold acts once.
+    r stands between U_n h and its sum: a zero stays one, and the threshold acts once. The output is not to be changed in place,
+    unlike that of `nn.GRU` (torch says so).
     """
 
     gate_names = ("r", "z", "n")

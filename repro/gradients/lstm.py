@@ -22,7 +22,8 @@ class ThresholdedLSTM(ThresholdedRNN, nn.LSTM):
     `weights_only`: the thresholded dnet enters the gradients of the weights (dW, dU, biases) alone; dx and dh_{t-1} take dnet
     as it was formed, so that what is removed at one step is missing at no other. For comparison: the paper does not do this.
 
-    float32 and float64; half precision on accelerators only. Raises `ReproError` for proj_size, other numbers and wrong shapes.
+    float32 and float64; half precision on accelerators only. The output is not to be changed in place (torch says so). Raises
+    `ReproError` for proj_size, other numbers and wrong shapes.
     """
 
     gate_names = ("i", "f", "g", "o")
@@ -97,7 +98,12 @@ class _Layer(torch.autograd.Function):
         found = iter(found)
         d_w, d_u = (next(found) if is_wanted else None for is_wanted in wanted[3:5])
         d_b = dnet.sum(0) if any(wanted[5:7]) else None
-        return dx, d_h, d_c, d_w, d_u, d_b, d_b, None, None
+        return dx, d_h, d_c, d_w, d_u, *twice(d_b), None, None
+
+
+def twice(d_b: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """The gradient of both biases, each with its own memory: who scales gradients in place scales each once."""
+    return d_b, None if d_b is None else d_b.clone()
 
 
 def _forward(x, h: States, c: States, w_ih, w_hh, bias, course: Course) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from repro.errors import ReproError, one_of
 from repro.gradients import compiled
-from repro.gradients.lstm import Forming, ThresholdedLSTM, _Layer
+from repro.gradients.lstm import Forming, ThresholdedLSTM, _Layer, twice
 from repro.gradients.once import once
 
 
@@ -65,7 +65,7 @@ MEANS = {"CSR": CSR, "columns": Columns}
 
 
 class LibraryLSTM(ThresholdedLSTM):
-    """`ThresholdedLSTM` with the products of dnet by `means`: "CSR" or "columns". No packed sequences, no `weights_only`."""
+    """`ThresholdedLSTM`, the products of dnet by `means`: "CSR" or "columns". Sequences of one length; no `weights_only`."""
 
     def __init__(self, *args, means: str, **keywords):
         one_of("means of products", means, MEANS)
@@ -75,6 +75,8 @@ class LibraryLSTM(ThresholdedLSTM):
         self.means = means
 
     def _run(self, x, states, weights, course, site):
+        if course.sizes[-1] != course.sizes[0]:
+            raise ReproError("the packed sequences are not equally long: LibraryLSTM's products are of whole minibatches")
         return _layer(self.means).apply(x, *states, *weights, course, site)
 
 
@@ -93,7 +95,7 @@ def _layer(means: str) -> type[torch.autograd.Function]:
             dx = products.before(dnet, w_ih, steps)
             d_w, d_u = (products.weights(dnet, part, steps) for part in (x, before_h))
             d_b = dnet.sum(0) if any(ctx.needs_input_grad[5:7]) else None
-            return dx, d_h, d_c, d_w, d_u, d_b, d_b, None, None
+            return dx, d_h, d_c, d_w, d_u, *twice(d_b), None, None
 
     return Layer
 

@@ -19,8 +19,10 @@ def summed_loss(x: Tensor, decoder: nn.Linear, targets: Tensor) -> Tensor:
     written twice, logits and probabilities, instead of six times; and in float32 on the CPU by this package's products, which
     use vectors of 512 bits where torch's library takes half of that on some processors.
 
-    Raises ReproError for a `ThresholdedLinear`: no rule would act on its gradients here.
+    Raises ReproError for other shapes, and for a `ThresholdedLinear`: no rule would act on its gradients here.
     """
+    if x.ndim != 2 or targets.shape != x.shape[:1]:
+        raise ReproError(f"x is {tuple(x.shape)}, targets {tuple(targets.shape)}: (n, hidden) and (n,) are needed")
     if isinstance(decoder, Thresholded):
         raise ReproError("the decoder is a ThresholdedLinear, whose rule would not act here: take cross_entropy(decoder(x))")
     with torch.autocast(x.device.type, enabled=False):  # in the numbers of the weights

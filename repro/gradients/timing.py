@@ -1,5 +1,6 @@
 """The time of training steps of LSTM layers, forward and backward pass apart, with a wanted share of zeros in dnet."""
 
+import copy
 import ctypes
 import math
 import statistics
@@ -49,8 +50,8 @@ class Step:
         return time.perf_counter()
 
     def zeros(self) -> list[float]:
-        """The share of zeros in the dnet of each layer."""
-        counts = [rule.take() for rule in self._under(Counted)]
+        """The share of zeros in the dnet of each layer, the thresholds that a rule holds those of its first step."""
+        counts = [rule.take() for rule in self._under(lambda rule: Counted(copy.deepcopy(rule)))]
         return [zeros / entries for entries, zeros in counts]
 
     def threshold_for(self, share: float) -> float:

@@ -66,11 +66,11 @@ class Results:
         return np.array([record.curves[name][column] for record in self.seeds(arm)])
 
     def machine(self) -> str:
-        """The processors behind the timings, or behind all records where nothing was timed."""
+        """The processors and GPUs behind the timings, or behind all records where nothing was timed."""
         timings = [trial.key() for trials in self.arms.values() for trial in trials if trial.timing]
         records = [self.records[key] for key in timings if key in self.records] or self.used()
-        made = [record.provenance for record in records if "cpu" in record.provenance]
-        found = dict.fromkeys(f"{where['cpu']}, {where['threads']} threads" for where in made)
+        made = [(gpu_of(record), record.provenance) for record in records if "cpu" in record.provenance]
+        found = dict.fromkeys(gpu or f"{where['cpu']}, {where['threads']} threads" for gpu, where in made)
         return " and ".join(found) or "no machine yet"
 
     def used(self) -> list[Record]:
@@ -85,6 +85,11 @@ class Results:
         if not rows.empty:
             rows.insert(0, "arm", rows["key"].map(arm_of))
         return rows
+
+
+def gpu_of(record: Record) -> str | None:
+    """The GPU of a trial that ran on one; a trial on the CPU may have been made where there is one, too."""
+    return record.provenance.get("gpu") if record.spec.get("device") == "cuda" else None
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
-"""The paper's number beside ours, row by row, and our values as mean and interval."""
+"""The paper's number beside ours, row by row, our values as mean and interval, and arms against each other."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import pandas as pd
@@ -15,6 +15,17 @@ def interval(values) -> tuple[float, float, float]:
     """Mean, low and high of values by seed."""
     found = summary(values)
     return found["ours"], found["low"], found["high"]
+
+
+def paired(function: Callable[..., np.ndarray], *operands: np.ndarray) -> np.ndarray:
+    """function(*operands) by seed; NaN where one has no record, infinity where one diverged, also where all did."""
+    with np.errstate(invalid="ignore"):
+        return np.where(np.isinf(sum(operands)), np.inf, function(*operands))
+
+
+def relative_percent(ours: np.ndarray, base: np.ndarray) -> np.ndarray:
+    """100 (ours - base) / base, `paired`."""
+    return paired(lambda ours, base: 100 * (ours - base) / base, ours, base)
 
 
 def beside(rows: Iterable[tuple[str, str, Published | None, object]]) -> pd.DataFrame:

@@ -6,6 +6,7 @@ import copy
 import os
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -55,9 +56,14 @@ class SpeedSizes:
 
 
 @cache
-def has_gpu() -> bool:
-    """Whether NVIDIA's driver runs, without waiting for torch."""
-    return Path("/proc/driver/nvidia/version").exists()
+def gpu_model() -> str | None:
+    """The name of the GPU that torch would use, None if there is none for it; by NVIDIA's driver, without waiting for torch."""
+    if metadata.version("torch").endswith("+cpu") or os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+        return None
+    driver = Path("/proc/driver/nvidia")
+    lines = [line for path in sorted(driver.glob("gpus/*/information")) for line in path.read_text().splitlines()]
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("Model:")]
+    return next(iter(names), "an NVIDIA GPU" if (driver / "version").exists() else None)
 
 
 @cache
@@ -108,19 +114,22 @@ class SpeedTrial(Trial):
     def _missing(self) -> dict[str, str]:
         """What this machine lacks, by the name of the metric."""
         missing = {}
-        if self.device == "cuda" and not has_gpu():
-            missing[NO_GPU] = "there is no NVIDIA GPU on this machine"
+        if self.device == "cuda" and gpu_model() is None:
+            missing[NO_GPU] = "there is no NVIDIA GPU on this machine that torch can use"
         if self.avx2 and not has_avx2():
             missing[NO_AVX2] = "this processor has no AVX2"
         return missing
 
     def identity(self) -> dict[str, Any]:
-        return super().identity() | dict.fromkeys(self._missing(), True)
+        identity = super().identity() | dict.fromkeys(self._missing(), True)
+        if self.device == "cuda" and gpu_model() is not None:
+            identity["machine"]["gpu"] = gpu_model()
+        return identity
 
     def seconds(self) -> float:
         """For two cores, fitted by eye."""
         if self.device == "cuda":
-            return 5.0 if has_gpu() else 0.0
+            return 5.0 if gpu_model() else 0.0
         dense = 6e-12 * 24 * self.batch * self.length * self.hidden**2
         methods = 2 + 0.7 * len(self.sparsities) + 10 * len(self.compared)
         return 1.5 + (self.rounds + 2) * methods * dense

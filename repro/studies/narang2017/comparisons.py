@@ -6,6 +6,7 @@ import numpy as np
 
 from repro.report.published import Published, published_value
 from repro.studies.base import Results
+from repro.studies.comparing import relative_percent
 
 STUDY = "narang2017"
 
@@ -40,5 +41,4 @@ def base_of(arm: str) -> str:
 
 def relative_cer(results: Results, arm: str, base: str) -> np.ndarray:
     """100 (CER(arm) - CER(base)) / CER(base) of the test set, paired by seed; positive where the arm reads worse."""
-    ours, dense = results.metric(arm, "test_cer"), results.metric(base, "test_cer")
-    return 100 * (ours - dense) / dense
+    return relative_percent(results.metric(arm, "test_cer"), results.metric(base, "test_cer"))

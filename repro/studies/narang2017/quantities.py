@@ -10,6 +10,7 @@ from repro.engine import Record
 from repro.report.published import load_published
 from repro.sparse.storage import stored_bytes
 from repro.studies.base import Results
+from repro.studies.comparing import paired, relative_percent
 from repro.studies.narang2017.comparisons import STUDY, paper, relative_cer, table3
 
 PAPER_ITERATIONS, PAPER_EPOCHS = 55_000, 20
@@ -170,7 +171,7 @@ def epochs_at_iteration_15000(results: Results) -> float:
 
 
 def _regrown_percent(arm: str):
-    return lambda results: 100 * results.metric(arm, "regrown") / results.metric(arm, "prunable")
+    return lambda results: 100 * paired(np.divide, results.metric(arm, "regrown"), results.metric(arm, "prunable"))
 
 
 def early_removed_percent(results: Results):
@@ -208,8 +209,8 @@ def training_time_ratio_sparse_to_dense(results: Results):
 
 
 def _hard_points(results: Results, arm: str, base: str):
-    difference = results.metric(arm, "test_cer") - results.metric(base, "test_cer")
-    return 100 * difference / results.metric("RNN dense 1760", "test_cer")
+    rates = (results.metric(name, "test_cer") for name in (arm, base, "RNN dense 1760"))
+    return paired(lambda ours, other, dense: 100 * (ours - other) / dense, *rates)
 
 
 def hard_pruning_points(results: Results):
@@ -234,11 +235,11 @@ def loss_bump(record: Record) -> float:
 
 
 def generalisation_gap_difference(results: Results):
-    def gap(arm: str):
-        return results.metric(arm, "validation_loss") - results.metric(arm, "train_loss")
+    def difference(sparse_validation, sparse_train, dense_validation, dense_train):
+        return 100 * (sparse_validation - sparse_train - (dense_validation - dense_train)) / dense_validation
 
-    dense = results.metric("RNN dense 1760", "validation_loss")
-    return 100 * (gap("RNN sparse 2560") - gap("RNN dense 1760")) / dense
+    arms, losses = ("RNN sparse 2560", "RNN dense 1760"), ("validation_loss", "train_loss")
+    return paired(difference, *(results.metric(arm, loss) for arm in arms for loss in losses))
 
 
 def recurrent_layer_sparsities(record: Record) -> list[tuple[int, str, float]]:
@@ -401,7 +402,7 @@ def memory_ratio_with_indices(results: Results) -> float:
 
 def relative_cer_float16(results: Results):
     whole, half = (results.metric("RNN sparse 1760", name) for name in ("test_cer", "test_cer_float16"))
-    return 100 * (half - whole) / whole
+    return relative_percent(half, whole)
 
 
 def onchip_largest_deviation_percent(results: Results) -> float:

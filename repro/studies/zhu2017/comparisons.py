@@ -10,6 +10,7 @@ import numpy as np
 from repro.engine import Record
 from repro.report.published import Published, published_value
 from repro.studies.base import Results
+from repro.studies.comparing import relative_percent
 
 STUDY = "zhu2017"
 CAUSES = ("saturated", "arriving", "factor", "underflow", "threshold")
@@ -100,9 +101,7 @@ def relative_loss(results: Results, arm: str, base: str, metric: str = "validati
 
     NaN where either has no record, infinity where either diverged.
     """
-    ours, dense = results.metric(arm, metric), results.metric(base, metric)
-    with np.errstate(invalid="ignore"):
-        return np.where(np.isinf(ours + dense), math.inf, 100 * (ours - dense) / dense)
+    return relative_percent(results.metric(arm, metric), results.metric(base, metric))
 
 
 def mean_or_nan(values: np.ndarray) -> float:

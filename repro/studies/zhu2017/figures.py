@@ -16,7 +16,7 @@ from repro.studies.zhu2017 import comparisons as c
 from repro.studies.zhu2017 import quantities as q
 from repro.studies.zhu2017.comparisons import paper, per_seed
 from repro.studies.zhu2017.profiles import DENSE, GUESSING, NT, THRESHOLDS, TIMED, N, corpus_note, held_name, short, static_name
-from repro.studies.zhu2017.speed import ideal_speedup, machine_of, measured_speedup
+from repro.studies.zhu2017.speed import by_macs, ideal_speedup, machine_of, measured_speedup
 
 BLUE, RED, GREEN, PINK, ORANGE, SKY = plots.PALETTE
 
@@ -25,10 +25,10 @@ NORMALISATIONS = {NT: "loss averaged over batch and time (NT)", N: "loss summed 
 AT_ZERO = ONE_STEP[1] / 10  # where t = 0 stands on the logarithmic axis
 
 
-def _threshold_axis(ax, *more: float) -> None:
+def _threshold_axis(ax) -> None:
     """A logarithmic axis of t, 0 at its left end."""
     ax.set_xscale("log")
-    decades = [t for t in (1e-10, 1e-8, 1e-6, 1e-4, 1e-2) if t >= AT_ZERO]
+    decades = (1e-10, 1e-8, 1e-6, 1e-4, 1e-2)
     ax.set_xticks([AT_ZERO, *decades], ["0", *(f"$10^{{{round(np.log10(t))}}}$" for t in decades)])
     ax.minorticks_off()
     ax.set_xlabel("threshold t (log scale, 0 at the left)")
@@ -252,7 +252,7 @@ def macs(results: Results) -> Figure:
     """The ideal speed-up of our zeros, the simulated one and the measured one, on the paper's curve 1 / (1 - 2 s / 3)."""
     figure, ax = plots.new_figure(size=(6.8, 4.6))
     zeros = np.linspace(0, 100, 101)
-    ax.plot(zeros, 1 / (1 - 2 * zeros / 300), color="black", linewidth=1, label="1 / (1 - 2 s / 3)")
+    ax.plot(zeros, by_macs(zeros / 100), color="black", linewidth=1, label="1 / (1 - 2 s / 3)")
     trained = [arm for arm in results.arms if not arm.endswith(TIMED)]
     for arm, colour in zip(trained, (GREEN, ORANGE, BLUE), strict=True):
         share = interval(per_seed(results, arm, c.training_zeros))[0]

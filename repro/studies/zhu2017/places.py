@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from repro.engine import Record
 from repro.report import plots
 from repro.studies.base import Arms, Exhibit, Quantity, Results
-from repro.studies.comparing import beside, interval
+from repro.studies.comparing import beside, interval, paired
 from repro.studies.gates import PRINTED, QUANTILE
 from repro.studies.places import NO_RULE, PLACES, SHARE, STATIC, PlacesTrial
 from repro.studies.zhu2017 import comparisons as c
@@ -50,7 +50,8 @@ def by_seed(results: Results, rule: str, **where) -> np.ndarray:
 def _farthest(results: Results, settings: list[dict]) -> np.ndarray:
     """|zeros there - zeros of all|, in points, by seed, of the setting with the largest mean."""
     whole = by_seed(results, SHARE)
-    return of_extreme([abs(by_seed(results, SHARE, **where) - whole) for where in settings], order=float)
+    found = [abs(paired(np.subtract, by_seed(results, SHARE, **where), whole)) for where in settings]
+    return of_extreme(found, order=float)
 
 
 def gate_zeros_deviation_80(results: Results):

@@ -9,6 +9,7 @@ import numpy as np
 
 from repro.engine import Record
 from repro.studies.base import Quantity, Results
+from repro.studies.comparing import paired
 from repro.studies.gates import SNAPSHOTS
 from repro.studies.zhu2017 import comparisons as c
 from repro.studies.zhu2017 import parts
@@ -53,7 +54,7 @@ def histogram_distance_10_to_100(results: Results):
 
 def histogram_distance_after_10_over_whole(results: Results):
     whole = per_seed(results, DENSE, lambda record: c.histogram_distance(record, EARLY, END))
-    return histogram_distance_10_to_100(results) / whole
+    return paired(np.divide, histogram_distance_10_to_100(results), whole)
 
 
 # ----------------------------------------------------------------------------------------------------- figure 3: one step
@@ -206,8 +207,8 @@ def relative_validation_loss_chosen_by_cosine(results: Results):
 
 def validation_loss_seed_deviation_percent(results: Results):
     losses = results.metric(DENSE, "validation_loss")
-    mean = c.mean_or_nan(losses)
-    return 100 * abs(losses - mean) / mean
+    mean = c.mean_or_nan(losses[~np.isinf(losses)])
+    return paired(lambda losses: 100 * abs(losses - mean) / mean, losses)
 
 
 # -------------------------------------------------------------------------------------------------------------- MACs
@@ -309,13 +310,13 @@ def static_zeros_deviation_tenths(results: Results):
 
 
 def _between_normalisations(first: str, second: str) -> Quantity:
-    return lambda results: abs(_over_training(second)(results) - _over_training(first)(results))
+    return lambda results: abs(paired(np.subtract, _over_training(second)(results), _over_training(first)(results)))
 
 
 def held_minus_static_harmless_zeros(results: Results):
     chosen = (largest_harmless_sparsity(results), largest_harmless_threshold(results))
     held, static = (_of_chosen(arm, lambda arm: per_seed(results, arm, c.training_zeros)) for arm in chosen)
-    return held - static
+    return paired(np.subtract, held, static)
 
 
 def _exact(name: str) -> Quantity:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from repro.report import plots
 from repro.studies.base import Arms, Exhibit, Quantity, Results
-from repro.studies.comparing import beside
+from repro.studies.comparing import beside, paired
 from repro.studies.zhu2017.comparisons import mean_or_nan, of_extreme, paper, per_seed, without_records
 from repro.studies.zhu2017.profiles import GUESSING, NT, N, Profile, arm, corpus_note
 from repro.studies.zhu2017.variations import (
@@ -91,12 +91,13 @@ def threshold_for_80(results: Results, batch: int, normalisation: str) -> np.nda
 def threshold_for_80_n_over_nt(results: Results):
     largest = results.profile.grid.batches[-1]
     summed, averaged = (threshold_for_80(results, largest, normalisation) for normalisation in (N, NT))
-    return summed / averaged / results.profile.length
+    return paired(np.divide, summed, averaged) / results.profile.length
 
 
 def threshold_for_80_by_batch(results: Results):
     smallest, largest = results.profile.grid.batches[0], results.profile.grid.batches[-1]
-    return threshold_for_80(results, smallest, NT) / threshold_for_80(results, largest, NT) / (largest / smallest)
+    of_smallest, of_largest = (threshold_for_80(results, batch, NT) for batch in (smallest, largest))
+    return paired(np.divide, of_smallest, of_largest) / (largest / smallest)
 
 
 # --------------------------------------------------------------------------------------------------- table and figure

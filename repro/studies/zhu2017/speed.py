@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from repro.engine import Record
 from repro.report import plots
-from repro.studies.base import Exhibit, Quantity, Results
+from repro.studies.base import Exhibit, Quantity, Results, gpu_of
 from repro.studies.comparing import beside, interval
 from repro.studies.speeds import COLUMNS, CSR, DENSE, GATHERED, HELD, NN, NO_AVX2, NO_GPU, SCATTERED, TOP
 from repro.studies.zhu2017 import parts
@@ -141,7 +141,7 @@ def _of_steps(results: Results, on: str = "") -> list[str]:
 def timed(results: Results, arm: str) -> pd.DataFrame:
     """All rows of an arm, `repeat` by repeat, with the `machine` of each; none if nothing was timed."""
     found = [
-        timed_rows(r).assign(repeat=r.spec["replicate"], machine=r.provenance.get("cpu"))
+        timed_rows(r).assign(repeat=r.spec["replicate"], machine=gpu_of(r) or r.provenance.get("cpu"))
         for r in results.seeds(arm)
         if not _reasons(r)
     ]

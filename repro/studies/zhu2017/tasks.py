@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
 from repro.studies.base import Arms, Exhibit, Quantity, Results
 from repro.studies.captioning import CaptionTrial
-from repro.studies.comparing import beside
+from repro.studies.comparing import beside, paired
 from repro.studies.sentences import SentenceSizes, SentenceTrial
 from repro.studies.translating import TranslationTrial
 from repro.studies.zhu2017 import comparisons as c
 from repro.studies.zhu2017 import taskfigures as figures
 from repro.studies.zhu2017.comparisons import paper, per_seed, relative_loss
 from repro.studies.zhu2017.profiles import DENSE, Profile, held_name, static_name
+from repro.studies.zhu2017.quantities import extreme_percent_sigmoid
 
 STATIC, HELD = static_name(1e-6), held_name(0.8)
 ATTENTION = "attention, "
@@ -136,7 +138,7 @@ def captioning_tables(results: Results) -> Tables:
 
 
 def _bleu_difference(results: Results, arm: str):
-    return results.metric(arm, "bleu") - results.metric(base(arm), "bleu")
+    return paired(np.subtract, results.metric(arm, "bleu"), results.metric(base(arm), "bleu"))
 
 
 def _zeros(arm: str) -> Quantity:
@@ -145,10 +147,6 @@ def _zeros(arm: str) -> Quantity:
 
 def _relative(arm: str, metric: str) -> Quantity:
     return lambda results: relative_loss(results, arm, base(arm), metric)
-
-
-def captioning_extreme_percent_sigmoid(results: Results):
-    return per_seed(results, DENSE, lambda record: min(c.extreme_percent(record, gate, 1.0) for gate in "ifo"))
 
 
 QUANTITIES: dict[str, Quantity] = {
@@ -160,7 +158,7 @@ QUANTITIES: dict[str, Quantity] = {
         ("relative_test_loss_held_80", _relative(HELD, "test_loss")),
     )
 } | {
-    "captioning_extreme_percent_sigmoid": captioning_extreme_percent_sigmoid,
+    "captioning_extreme_percent_sigmoid": extreme_percent_sigmoid,
     "translation_bleu_difference_held_80": lambda results: _bleu_difference(results, HELD),
 }
 

@@ -10,7 +10,7 @@ from repro.engine import Record
 from repro.report import plots
 from repro.report.statistics import bootstrap_band
 from repro.studies.base import Arms, Exhibit, Quantity, Results
-from repro.studies.comparing import beside, interval
+from repro.studies.comparing import beside, interval, paired
 from repro.studies.gates import QUANTILE, SNAPSHOTS
 from repro.studies.zhu2017 import comparisons as c
 from repro.studies.zhu2017.comparisons import paper, per_seed, relative_loss
@@ -70,8 +70,8 @@ def zeros_of_format(record: Record, name: str, training: float = HALF) -> float:
 
 
 def relative_loss_everywhere_to_only_dw(results: Results):
-    everywhere, weights, dense = (results.metric(name, "validation_loss") for name in (EVERYWHERE, WEIGHTS, DENSE))
-    return 100 * (everywhere - weights) / dense
+    losses = (results.metric(name, "validation_loss") for name in (EVERYWHERE, WEIGHTS, DENSE))
+    return paired(lambda everywhere, weights, dense: 100 * (everywhere - weights) / dense, *losses)
 
 
 def cosine_only_dw_minus_everywhere(results: Results):
@@ -89,7 +89,8 @@ def _by_format(name: str) -> Quantity:
 
 
 def zeros_difference_bfloat16(results: Results):
-    return abs(per_seed(results, ROUNDED_PAPERS, c.training_zeros) - per_seed(results, PAPERS, c.training_zeros))
+    rounded, single = (per_seed(results, name, c.training_zeros) for name in (ROUNDED_PAPERS, PAPERS))
+    return abs(paired(np.subtract, rounded, single))
 
 
 def relative_validation_loss_bfloat16(results: Results):

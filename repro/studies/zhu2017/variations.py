@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
 from repro.studies.base import Results
-from repro.studies.comparing import interval
+from repro.studies.comparing import interval, paired
 from repro.studies.zhu2017 import comparisons as c
 from repro.studies.zhu2017.profiles import GUESSING
 
@@ -50,7 +50,7 @@ def not_learned(results: Results, found: Iterable[str]) -> str:
 
 def spread(found: list[np.ndarray]) -> np.ndarray:
     """Largest - smallest over settings, by seed."""
-    return np.max(found, axis=0) - np.min(found, axis=0)
+    return paired(lambda *settings: np.ptp(settings, axis=0), *found)
 
 
 def bars(found: Iterable[np.ndarray]) -> np.ndarray:
