@@ -202,6 +202,25 @@ def test_a_speed_trial_times_every_method_at_every_share(tmp_path):
     assert all(0 < low <= median <= high for low, median, high in zip(rows["lower"], rows["step"], rows["upper"], strict=True))
 
 
+def test_a_gpu_is_one_that_torch_can_use(monkeypatch, tmp_path):
+    """The driver names it; a build of torch for processors alone, or a process that hides all GPUs, has none."""
+    monkeypatch.setattr(speeds, "DRIVER", tmp_path)
+    monkeypatch.setattr(speeds.metadata, "version", lambda package: "2.13.0")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    look = speeds.gpu_model.__wrapped__
+    assert look() is None
+    (tmp_path / "version").touch()
+    assert look() == "an NVIDIA GPU"
+    (tmp_path / "gpus" / "0000:01:00.0").mkdir(parents=True)
+    (tmp_path / "gpus" / "0000:01:00.0" / "information").write_text("Model: \t\t NVIDIA H100\nIRQ: 7\n")
+    assert look() == "NVIDIA H100"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert look() is None
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr(speeds.metadata, "version", lambda package: "2.13.0+cpu")
+    assert look() is None
+
+
 def test_without_a_gpu_the_outcome_says_so_under_a_key_of_its_own(tmp_path, monkeypatch):
     trial = dataclasses.replace(TINY, device="cuda")
     keys = set()

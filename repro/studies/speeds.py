@@ -24,6 +24,7 @@ SCATTERED, COLUMNS, CSR, GATHERED = "scattered", "columns", "CSR", "gathered"
 HELD, TOP = "held", "top-k"
 NO_GPU, NO_AVX2 = "no GPU", "no AVX2"  # metrics that say why
 DEVICES = ("cpu", "cuda")
+DRIVER = Path("/proc/driver/nvidia")
 
 # For numba, MKL, oneDNN and torch; before they are loaded. On processors that are not Intel's MKL does as it likes.
 AVX2_ALONE = {
@@ -60,10 +61,9 @@ def gpu_model() -> str | None:
     """The name of the GPU that torch would use, None if there is none for it; by NVIDIA's driver, without waiting for torch."""
     if metadata.version("torch").endswith("+cpu") or os.environ.get("CUDA_VISIBLE_DEVICES") == "":
         return None
-    driver = Path("/proc/driver/nvidia")
-    lines = [line for path in sorted(driver.glob("gpus/*/information")) for line in path.read_text().splitlines()]
+    lines = [line for path in sorted(DRIVER.glob("gpus/*/information")) for line in path.read_text().splitlines()]
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("Model:")]
-    return next(iter(names), "an NVIDIA GPU" if (driver / "version").exists() else None)
+    return next(iter(names), "an NVIDIA GPU" if (DRIVER / "version").exists() else None)
 
 
 @cache
