@@ -52,7 +52,7 @@ def fit(
     `stateful`: whatever else changes over training (scheduler, pruner). With `checkpoint`, state and torch's RNG are
     written there after an epoch and read back at the start: the resumed run equals the uninterrupted one bit for bit.
 
-    Raises Diverged when the loss is not finite, ReproError for a checkpoint that cannot be read.
+    Raises Diverged when a loss, or what `after_epoch` adds, is not finite; ReproError for a checkpoint that cannot be read.
     """
     parts = {"model": model, "optimizer": optimizer} | {f"stateful{i}": part for i, part in enumerate(stateful)}
     history = _resume(checkpoint, parts)
@@ -75,7 +75,11 @@ def fit(
             after_step()
             total, items = total + value, items + batch_items
         row = {"epoch": epoch, "train_loss": total / items, "seconds": time.monotonic() - started}
-        history.append(row | after_epoch(epoch))
+        row |= after_epoch(epoch)
+        for name, value in row.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise Diverged(f"{name} is {value} after epoch {epoch}: training diverged", history)
+        history.append(row)
         if checkpoint is not None and (time.monotonic() - last_saved > CHECKPOINT_SECONDS):
             _save(checkpoint, parts, history)
             last_saved = time.monotonic()

@@ -4,6 +4,7 @@ import hashlib
 import http.server
 import io
 import os
+import random
 import socket
 import tarfile
 import threading
@@ -227,6 +228,26 @@ def test_hostile_archives_write_nothing(tmp_path, member):
     with pytest.raises(ReproError, match=r"absent\.tar is missing"):
         extract(tmp_path / "absent.tar", tmp_path / "target")
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["bad.tar.gz", "target"]
+
+
+@pytest.mark.parametrize("kind", ["gz", "bz2", "xz"])
+@pytest.mark.parametrize("damage", ["a changed byte", "no end"])
+def test_damage_that_tarfile_passes_over_is_found(tmp_path, kind, damage):
+    """It stops where the members end, before the checksum of the compressed file."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=f"w:{kind}") as tar:
+        info = tarfile.TarInfo("toy/good")
+        info.size = 3000
+        tar.addfile(info, io.BytesIO(random.Random(0).randbytes(3000)))
+    whole = buffer.getvalue()
+    middle = len(whole) // 2
+    bad = whole[:-3] if damage == "no end" else whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
+    (tmp_path / "bad").write_bytes(bad)
+    with pytest.raises(ReproError, match=r"bad is (truncated|damaged)"):
+        extract(tmp_path / "bad", tmp_path / "target")
+    assert not (tmp_path / "target").exists()
+    (tmp_path / "good").write_bytes(whole)
+    assert extract(tmp_path / "good", tmp_path / "target")[0].read_bytes() == random.Random(0).randbytes(3000)
 
 
 def test_an_archive_may_begin_with_the_folder_itself(tmp_path):

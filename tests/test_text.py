@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from repro.datasets import madepairs, registry, text
-from repro.datasets.text import contiguous_batches, load_characters, load_words, sentence_corpus, text_identity
+from repro.datasets.text import contiguous_batches, load_characters, load_words, sentence_corpus
 from repro.datasets.vocabulary import Vocabulary, by_frequency
 from repro.errors import ReproError
 from repro.studies.zhu2017.profiles import GUESSING
@@ -111,7 +111,6 @@ def test_the_made_language_is_the_target_side_of_the_made_pairs():
     lines = "".join(corpus.vocabulary.decode(corpus.splits["test"])).splitlines()
     assert lines == [" ".join(target) for _, target in madepairs.load("smoke")["test"]]
     assert "q" not in corpus.vocabulary.symbols
-    assert text_identity("madelanguage", size="smoke") == madepairs.identity("smoke")
 
 
 def test_unknown_symbols_are_read_as_unknown_only_on_request():
@@ -153,7 +152,6 @@ def test_wrong_batches_are_refused(options):
         (lambda: load_characters("wiki"), "unknown character corpus 'wiki': choose one of ptb, tinyshakespeare, made"),
         (lambda: load_words("ptb", seed=1), "unknown option 'seed' of the text corpus 'ptb': it takes no options"),
         (lambda: load_words("made", length=1), "unknown option 'length' of the text corpus 'made': it takes size, seed"),
-        (lambda: text_identity("wiki"), "unknown text corpus 'wiki'"),
     ],
 )
 def test_unknown_names_list_the_known(call, message):
@@ -180,7 +178,6 @@ def test_real_penn_treebank_has_the_published_counts(cache):
     assert [len(tokens) for tokens in by_character.splits.values()] == [5_017_482, 393_042, 442_423]
     assert (len(by_word.vocabulary), len(by_character.vocabulary)) == (10_000, 50)
     assert " ".join(by_word.vocabulary.decode(by_word.splits["test"][:8])) == "no it was n't black monday <eos> but"
-    assert text_identity("ptb", cache)["content"] == registry.content(cache / "ptb")
 
 
 def test_a_byte_order_mark_is_no_letter_and_a_lone_carriage_return_no_line_end(tmp_path):

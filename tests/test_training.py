@@ -227,6 +227,21 @@ def test_divergence_carries_the_history(bad, told):
     assert isinstance(stop.value, ReproError)
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_what_breaks_with_the_last_update_is_seen_by_its_evaluation(bad):
+    model, losses = nn.Linear(1, 1), iter([1.0, bad])
+    with pytest.raises(Diverged, match=f"validation_loss is {bad} after epoch 2") as stop:
+        fit(
+            model,
+            torch.optim.SGD(model.parameters(), 0.1),
+            lambda epoch: [0],
+            lambda model, batch: (model(torch.ones(1, 1)).sum(), 1),
+            epochs=2,
+            after_epoch=lambda epoch: {"validation_loss": next(losses)},
+        )
+    assert [row["validation_loss"] for row in stop.value.history] == [1.0]
+
+
 def test_infinite_gradients_diverge_too():
     """A finite loss with an infinite gradient (a square root at zero) must not put NaN into the weights."""
     model = nn.Linear(1, 1, bias=False)

@@ -68,10 +68,15 @@ def test_padding_changes_neither_loss_nor_gradients(attention):
     assert alone == pytest.approx(loss.item())
 
 
+def removes_nothing(inputs: int, hidden: int) -> ThresholdedLSTM:
+    """By this package's own backward pass; without a threshold it would be torch's."""
+    return ThresholdedLSTM(inputs, hidden, threshold=1e-300)
+
+
 @KINDS
 def test_without_a_threshold_gradients_are_those_of_torch(attention):
     """The whole model, encoder and decoder, in float64."""
-    plain, ours = translator(attention), translator(attention, recurrent=ThresholdedLSTM)
+    plain, ours = translator(attention), translator(attention, recurrent=removes_nothing)
     ours.load_state_dict(plain.state_dict())
     expected, _, reference = gradients(plain, *batch())
     loss, _, found = gradients(ours, *batch())
@@ -169,7 +174,9 @@ def test_greedy_translation_is_the_likeliest_word_at_every_step(attention):
         own = source[: int(lengths[i]), i : i + 1], lengths[i : i + 1]
         assert model.translate(*own, longest=9) == [words]
         target = torch.tensor([START, *words, STOP])[:, None]
-        likeliest = model(*own, target).argmax(2)[:, 0].tolist()
+        logits = model(*own, target)
+        logits[..., [PADDING, START]] = -math.inf
+        likeliest = logits.argmax(2)[:, 0].tolist()
         assert likeliest[: len(words)] == words and (len(words) == 9 or likeliest[-1] == STOP)
 
 
@@ -186,6 +193,13 @@ def test_writing_ends_at_the_mark_or_at_the_longest_length():
     assert seen[0] == [START] * 3 and seen[1] == script[0].tolist()
     with pytest.raises(ReproError, match="longest sentence to write has 0 words"):
         write_greedily(step, 0, 3, 0, torch.device("cpu"))
+
+
+def test_neither_padding_nor_a_start_is_written():
+    """Though they are the likeliest: the next likeliest is."""
+    logits = torch.zeros(1, 1, 9)
+    logits[..., [PADDING, START, 6]] = torch.tensor([3.0, 2.0, 1.0])
+    assert write_greedily(lambda words, state: (logits, state), None, 1, 2, torch.device("cpu")) == [[6, 6]]
 
 
 def test_a_translator_learns_by_heart():

@@ -14,6 +14,7 @@ from repro.engine import Context, Record
 from repro.errors import ReproError
 from repro.gradients.softmax import summed_loss
 from repro.models.language import LanguageModel
+from repro.studies import words as trials
 from repro.studies.base import Results
 from repro.studies.words import MEDIUM, SMALL, WordRecipe, WordTrial
 from repro.studies.zhu2017 import words
@@ -102,11 +103,16 @@ def test_keys_are_golden(arm):
     assert words.word_arms(PROFILES["paper"])[arm][0].key()[:16] == GOLDEN[arm]
 
 
-def test_a_run_is_the_recipe_step_by_step(tmp_path):
-    """The same losses as plain SGD written out here: nn.LSTM, torch's cross-entropy, clipping and rates by hand."""
+def test_a_run_is_the_recipe_step_by_step(tmp_path, monkeypatch):
+    """The same losses as plain SGD written out here: nn.LSTM, torch's cross-entropy, clipping and rates by hand.
+
+    The gradients of this small model are below Zaremba's 5: they are clipped at 1.
+    """
     from repro.datasets.text import contiguous_batches, load_words
     from repro.engine import seed_for
 
+    assert trials.CLIP == 5
+    monkeypatch.setattr(trials, "CLIP", 1.0)
     recipe = dataclasses.replace(RECIPE, epochs=2, dropout=0.0)
     outcome = run(tmp_path, recipe=recipe)
     corpus = load_words("made", size="smoke")
@@ -115,7 +121,7 @@ def test_a_run_is_the_recipe_step_by_step(tmp_path):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.uniform_(-0.1, 0.1)
-    losses = []
+    losses, norms = [], []
     for rate in (1.0, 0.5):
         state, total, count = None, 0.0, 0
         for tokens, targets in contiguous_batches(corpus.splits["train"], 20, 10):
@@ -124,11 +130,13 @@ def test_a_run_is_the_recipe_step_by_step(tmp_path):
             summed = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
             gradients = torch.autograd.grad(summed / 20, list(model.parameters()))
             norm = math.sqrt(sum(float(gradient.square().sum()) for gradient in gradients))
+            norms.append(norm)
             with torch.no_grad():
                 for parameter, gradient in zip(model.parameters(), gradients, strict=True):
-                    parameter -= rate * gradient * min(1.0, 5 / norm)
+                    parameter -= rate * gradient * min(1.0, 1 / norm)
             total, count = total + summed.item(), count + targets.numel()
         losses.append(total / count)
+    assert max(norms) > 2
     assert outcome.curves["evaluations"]["train_loss"] == pytest.approx(losses, rel=1e-3)
     assert outcome.curves["evaluations"]["rate"] == [1, 0.5]
 
@@ -177,6 +185,9 @@ def test_a_killed_run_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
 def test_a_diverged_run_is_a_result(tmp_path):
     outcome = run(tmp_path, recipe=dataclasses.replace(RECIPE, bound=1e38, epochs=1))
     assert outcome.diverged and "diverged" in outcome.metrics["stopped"]
+    large = run(tmp_path, recipe=dataclasses.replace(RECIPE, bound=1e4, epochs=1))
+    assert not large.diverged and 709 < large.metrics["test_loss"] < math.inf
+    assert large.metrics["test_perplexity"] == math.inf, "a loss may be a number whose perplexity is none"
 
 
 def test_bad_settings_are_named():

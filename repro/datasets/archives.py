@@ -4,6 +4,7 @@ import lzma
 import tarfile
 import zlib
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from repro.errors import ReproError
 
@@ -16,6 +17,7 @@ def extract(archive: Path, target: Path) -> list[Path]:
     """
     try:
         with tarfile.open(archive) as tar:
+            _read_whole(archive, tar.fileobj)
             members = tar.getmembers()
             for member in members:
                 _check(archive, member)
@@ -26,6 +28,15 @@ def extract(archive: Path, target: Path) -> list[Path]:
     except (tarfile.TarError, lzma.LZMAError, zlib.error, EOFError) as error:
         raise ReproError(f"{archive} is truncated or not a tar archive ({error}); fetch it again") from error
     return [target / member.name for member in members if member.isfile()]
+
+
+def _read_whole(archive: Path, stream: IO[bytes]) -> None:
+    """To its end, where the checksum of compressed files stands: tarfile stops before it."""
+    try:
+        while stream.read(1 << 20):
+            pass
+    except OSError as error:  # as gzip and bz2 call a wrong checksum
+        raise ReproError(f"{archive} is damaged ({error}); fetch it again") from error
 
 
 def _check(archive: Path, member: tarfile.TarInfo) -> None:

@@ -5,7 +5,7 @@ network, in an .npz file. `repro.datasets.madecaptions` makes images that need n
 """
 
 import json
-import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -34,14 +34,14 @@ def read_coco(annotations: Path, features: Path) -> list[Image]:
     """The images of an annotation file `captions_*.json` that have captions, by image id.
 
     `features`: an .npz file with `ids`, integers (n,), and `features`, floats (n, d), of at least these images. Captions
-    become words of lower-case letters of any script, digits and apostrophes. Raises ReproError for a file that cannot be read
-    or lacks a field, and naming the image id for a caption without features or without words, and for features that are not
-    finite.
+    become words of lower-case letters of any script with their marks, digits and apostrophes. Raises ReproError for a file that
+    cannot be read or lacks a field, and naming the image id for a caption without features or without words, and for features
+    that are not finite.
     """
     vectors = _read_features(features)
     captions = defaultdict(list)
     for row in _read_annotations(annotations):
-        words = re.findall(r"(?:[^\W_]|')+", row["caption"].lower())
+        words = _words(row["caption"])
         if not words:
             raise ReproError(f"{annotations}: a caption of image {row['image_id']} has no words: {row['caption']!r}")
         captions[row["image_id"]].append(" ".join(words))
@@ -53,13 +53,19 @@ def read_coco(annotations: Path, features: Path) -> list[Image]:
     return [Image(str(image), vectors[image], tuple(captions[image])) for image in sorted(captions)]
 
 
+def _words(caption: str) -> list[str]:
+    text = unicodedata.normalize("NFC", caption.lower()).replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
+    kept = (c if c.isalnum() or c == "'" or unicodedata.category(c).startswith("M") else " " for c in text)
+    return [word for word in "".join(kept).split() if any(map(str.isalnum, word))]
+
+
 def _read_annotations(path: Path) -> list[dict]:
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))["annotations"]
         if not all({"image_id", "caption"} <= row.keys() for row in rows):
             raise ReproError(f"{path}: every annotation needs image_id and caption; is it a captions_*.json of MS-COCO?")
         for row in rows:
-            if not (isinstance(row["image_id"], int) and isinstance(row["caption"], str)):
+            if not (type(row["image_id"]) is int and isinstance(row["caption"], str)):
                 raise ReproError(f"{path}: {row} has no integer as image_id, or no text as caption")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ReproError(f"cannot read {path} ({error!r}): a captions_*.json of MS-COCO would be right") from error

@@ -13,7 +13,7 @@ import numpy as np
 from repro.datasets.draws import Draws, check_options
 
 OPTIONS = ("size", "seed")
-VERSION = 2  # raise it, and `code_version` of `CaptionTrial`, when a feature or a caption of the corpus changes
+# Raise `code_version` of `CaptionTrial` when a feature or a caption of the corpus changes.
 FEATURES = 64
 CAPTIONS = 5
 NOISE = 0.25  # standard deviation; that of an attribute's vector is 1
@@ -44,12 +44,6 @@ class Group:
     count: str
     colour: str
     shape: str
-
-
-def identity(size: str = "laptop", seed: int = 0) -> dict:
-    """What decides every feature and caption."""
-    check_options("made captions", size, SIZES, seed)
-    return {"corpus": "made captions", "version": VERSION, "size": size, "seed": seed}
 
 
 def load(size: str = "laptop", seed: int = 0) -> dict[str, list[Image]]:

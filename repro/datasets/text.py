@@ -58,15 +58,6 @@ def load_words(name: str, cache: Path | None = None, **options) -> TextCorpus:
     return WORDS[name](cache, **_known(name, options))
 
 
-def text_identity(name: str, cache: Path | None = None, **options) -> dict:
-    """What decides every symbol of the corpus (checksum, or generator version, size and seed), without loading it."""
-    one_of("text corpus", name, CHARACTERS)
-    options = _known(name, options)
-    if name in MADE:
-        return MADE[name].identity(**options)
-    return {"corpus": name, "content": registry.content(registry.locate(name, cache)), "rule": 1}
-
-
 def _known(name: str, options: dict) -> dict:
     takes = MADE[name].OPTIONS if name in MADE else ()
     for option in options:

@@ -5,6 +5,7 @@ those of `repro.datasets.vocabulary`. Padding is packed away before the recurren
 have entries for it, so that shares of zeros are shares of real words.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -98,10 +99,10 @@ def write_greedily(
     if longest < 1:
         raise ReproError(f"the longest sentence to write has {longest} words: it must have at least 1")
     words, written = torch.full((1, batch), START, device=device), []
-    unfinished = torch.full((batch,), True)
+    marks, unfinished = torch.tensor([PADDING, START], device=device), torch.full((batch,), True)
     while unfinished.any() and len(written) < longest:
         logits, state = step(words, state)
-        words = logits.argmax(2)
+        words = logits.index_fill(2, marks, -math.inf).argmax(2)
         unfinished = unfinished & (words[0].cpu() != STOP)
         written.append(words[0])
     rows = torch.stack(written, 1).tolist()
@@ -112,7 +113,8 @@ def bleu(written: Sequence[Sequence[str]], references: Sequence[Sequence[Sequenc
     """BLEU-4 of a corpus in percent (Papineni et al. 2002), by sacrebleu; one or more references for each sentence.
 
     The words are scored as they are: the corpora come tokenised, sacrebleu's own tokenisation is off (`tokenize="none"`, and
-    `force`, or it would warn of that). Raises ReproError without sentences, or when a sentence has no reference.
+    `force`, or it would warn of that). Where no n-gram of some order is right, of which Papineni's is 0, sacrebleu smoothes.
+    Raises ReproError without sentences, or when a sentence has no reference.
     """
     import sacrebleu
 

@@ -145,7 +145,7 @@ class WordTrial(Trial):
             "train_loss": curves["evaluations"]["train_loss"][-1],
             "validation_loss": history[-1]["validation_loss"],
             "test_loss": test,
-            "test_perplexity": math.exp(test),
+            "test_perplexity": math.exp(test) if test < 709 else math.inf,  # beyond it float64 ends
             "symbols": len(corpus.vocabulary),
             "updates": updates,
             "parameters": sum(p.numel() for p in model.parameters()),
