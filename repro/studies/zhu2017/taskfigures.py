@@ -51,7 +51,9 @@ def _bleu(ax: Axes, results: Results) -> None:
         open_marker = {"markerfacecolor": "none"} if arm.startswith("attention") else {}
         plots.points(ax, [place], *bars, arm, color=_style(arm)["color"], **open_marker)
     ax.set_xticks(range(len(results.arms)), [arm.replace("attention, ", "attention,\n") for arm in results.arms], rotation=30)
-    ax.set(ylabel="BLEU of the test set", title="What is written", xlim=(-0.5, len(results.arms) - 0.5), ylim=(0, 100))
+    ax.update_datalim([(0, 0)])  # the axis begins at 0, and the margin above is of all of it
+    ax.autoscale_view()
+    ax.set(ylabel="BLEU of the test set", title="What is written", xlim=(-0.5, len(results.arms) - 0.5), ylim=(0, None))
 
 
 def _gates(ax: Axes, results: Results) -> None:
